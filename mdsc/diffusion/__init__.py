@@ -1,0 +1,1 @@
+"""The mathematics of absorbing-state diffusion: corruption, losses, schedules. No network in here."""

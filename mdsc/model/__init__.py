@@ -1,0 +1,1 @@
+"""The network: a gene-conditioned DiT with a cell-state pathway."""

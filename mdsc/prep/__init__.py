@@ -1,0 +1,1 @@
+"""From AnnData, embedded or simulated cells to a folder of shards."""

@@ -1,0 +1,1 @@
+"""Filling hidden counts and generating cells with a trained model."""
