@@ -1,4 +1,4 @@
-"""Outputs that are either whole or not there: written beside their place, then renamed."""
+"""Every option of a training run, with its default, its unit and what it does. YAML and flags: `yaml_flags`."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; what is written there takes the place of `path` when the block ends well.
+    """Give a path beside `path`; what is written there takes the place of `path` when the block ends well.
 
     Works for a file and for a folder (the block makes the folder itself). After an exception nothing is left behind and
     what stood at `path` before is untouched.

@@ -1,0 +1,132 @@
+"""Every option of a training run, with its default, its unit and what it does. YAML and flags: `yaml_flags`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    dir: str = "data/demo/shards"
+    """Folder of shards (made by data_prep/h5ad.py, data_prep/demo.py or data_prep/simulate.py)."""
+    num_genes: int = 1024
+    """Genes of one training example; all of them where the vocabulary is smaller."""
+    gene_draw: Literal["detection", "uniform", "expressed"] = "detection"
+    """How these genes are drawn: one set per group of cells, weighted by detection rate or evenly (both independent of
+    the cells' values), or only each cell's own expressed genes (the parents' way, which never shows a zero)."""
+    uniform_share: float = 0.1
+    """Share of a detection draw that is spread evenly over all genes, so that every gene is seen."""
+    num_lanes: int = 8
+    """Fixed lanes that the data is dealt to; a global step takes the same number of cells from each."""
+    window: int = 16
+    """Pieces of row groups that a lane shuffles together."""
+    validation_fraction: float = 0.05
+    """Share of the training cells, chosen by a hash of the cell's name, that is kept for validation."""
+    condition_columns: tuple[str, ...] = ()
+    """Condition columns of the shards that the model is told (drug, cell_line, ...)."""
+    prefetch: int = 2
+    """Global steps that are read ahead by a background thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    name: Literal["rank", "quantile", "count"] = "rank"
+    """How counts become tokens; see mdsc.data.tokenizers."""
+    num_tokens: int | None = None
+    """Size of the token vocabulary, zero included; the tokenizer's own default where not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    hidden_size: int = 256
+    """Width of the trunk."""
+    num_layers: int = 8
+    """DiT blocks; 0 leaves the cell-state pathway alone (the `pooled` baseline)."""
+    num_heads: int = 4
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Width of a block's MLP over hidden_size."""
+    state_size: int = 64
+    """Size of the cell state that the pathway beside attention carries."""
+    gene_init: Literal["svd", "random"] = "svd"
+    """Start of the gene vectors: a truncated SVD of the training cells, or noise."""
+    dropout: float = 0.0
+    """Dropout inside the blocks."""
+    attention: str = "sdpa"
+    """Attention of transformers' interface: sdpa, eager, flash_attention_2, flex_attention, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    form: Literal["fixed_k", "continuous"] = "fixed_k"
+    """Masked-diffusion loss: exactly k hidden genes with k stratified over the global batch, or continuous time."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """alpha_t of the continuous-time form."""
+    ordinal: Literal["mean_matching", "crps", "unsquared", "none"] = "mean_matching"
+    """Term beside the cross-entropy that knows the order of counts; `unsquared` is the parents' and biased."""
+    ordinal_weight: float = 0.1
+    """Its weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    max_steps: int = 10_000
+    """Optimiser steps."""
+    global_batch_size: int = 256
+    """Cells per optimiser step, over all processes and accumulation."""
+    batch_size: int | None = None
+    """Cells per process at once; what is missing to the global batch is accumulated. Default: all at once."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.01
+    """On matrices of the trunk; never on gene or token tables, gains and biases."""
+    beta2: float = 0.99
+    """AdamW's second beta (the first is 0.9)."""
+    warmup_steps: int = 100
+    """Linear warm-up, then a cosine to final_lr_fraction of the peak."""
+    final_lr_fraction: float = 0.05
+    """Learning rate at the end, as a share of the peak."""
+    clip_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    ema_decay: float = 0.999
+    """Decay of the averaged weights, warmed up; these are what is validated, saved and sampled from."""
+    pathway_steps: int = 0
+    """Of max_steps, the first ones train the cell-state pathway alone, which is some ten times faster."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 autocast, or not; auto takes bf16 where the device computes it fast."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    validate_every: int = 200
+    """Steps between validations."""
+    save_every: int = 1000
+    """Steps between checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    mask_ratios: tuple[float, ...] = (0.2, 0.5, 0.8)
+    """Share of each validation cell's genes that is hidden."""
+    num_cells: int = 256
+    """Validation cells scored at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    wandb: bool = False
+    """Also log to Weights & Biases; metrics.jsonl is always written."""
+    project: str = "mdsc"
+    """The wandb project."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: OptimConfig = field(default_factory=OptimConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    output_dir: str = "runs/demo"
+    """Folder of the run: checkpoint, config, metrics, plots."""
+    seed: int = 0
+    """Seeds the start of the weights, the order of the cells, the gene sets and what is hidden."""
