@@ -1,5 +1,7 @@
 """Slow, plain versions of the mathematics: Python integers and float64 loops, written from the formulas."""
 
+import math
+
 MASK64 = (1 << 64) - 1
 
 
@@ -12,3 +14,33 @@ def keyed_uniform(*keys: int) -> float:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK64
         state = state ^ (state >> 31)
     return (2 * (state >> 12) + 1) / 2**53
+
+
+def objective(logits, tokens, hidden, weight, is_pad, v, ordinal: str) -> tuple[list[float], list[float]]:
+    """(nll, ordinal) per cell in nested loops; v: what the ordinal term compares; all arguments are nested lists."""
+    nll, ordinals = [], []
+    for cell in range(len(logits)):
+        n = sum(not pad for pad in is_pad[cell])
+        total_nll = total_ordinal = 0.0
+        for i, x in enumerate(tokens[cell]):
+            if not hidden[cell][i]:
+                continue
+            largest = max(logits[cell][i])
+            e = [math.exp(logit - largest) for logit in logits[cell][i]]
+            p = [one / sum(e) for one in e]
+            total_nll -= math.log(p[x])
+            mean = sum(p_j * v_j for p_j, v_j in zip(p, v, strict=True))
+            if ordinal == "mean_matching":
+                total_ordinal += (mean - v[x]) ** 2
+            elif ordinal == "unsquared":
+                total_ordinal += abs(mean - v[x])
+            elif ordinal == "crps":  # E|X - x| - E|X - X'| / 2, another form than the sum over thresholds
+                total_ordinal += sum(p_j * abs(v_j - v[x]) for p_j, v_j in zip(p, v, strict=True))
+                total_ordinal -= 0.5 * sum(
+                    p_j * p_k * abs(v_j - v_k)
+                    for p_j, v_j in zip(p, v, strict=True)
+                    for p_k, v_k in zip(p, v, strict=True)
+                )
+        nll.append(weight[cell] * total_nll / max(n, 1))
+        ordinals.append(weight[cell] * total_ordinal / max(n, 1))
+    return nll, ordinals

@@ -19,7 +19,7 @@ def grid() -> torch.Tensor:
 def test_is_float64_and_uniform_in_the_open_interval(grid):
     assert grid.dtype == torch.float64
     assert grid.shape == (ROWS, COLUMNS)
-    assert 0 < grid.min()
+    assert grid.min() > 0
     assert grid.max() < 1
     assert stats.kstest(grid.flatten().numpy(), "uniform").pvalue > 1e-3
     # Each key alone, too: one cell's positions, one position's cells.

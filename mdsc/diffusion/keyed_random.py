@@ -1,9 +1,9 @@
 """Random numbers that are a function of their keys: same keys, same draw, on any device, in any batch, in any order.
 
-A cell's draws must not depend on which other cells share its batch, on the number of processes, or on how often a run was
-resumed, so there is no generator with a state. A chain of splitmix64 steps hashes the keys (Steele, Lea & Flood 2014,
-"Fast splittable pseudorandom number generators", with Stafford's mix 13): the last key counts along a splitmix64 stream
-whose start the keys before it have chosen.
+A cell's draws must not depend on which other cells share its batch, on the number of processes, or on how often a run
+was resumed, so there is no generator with a state. A chain of splitmix64 steps hashes the keys (Steele, Lea & Flood
+2014, "Fast splittable pseudorandom number generators", with Stafford's mix 13): the last key counts along a splitmix64
+stream whose start the keys before it have chosen.
 """
 
 from enum import IntEnum
