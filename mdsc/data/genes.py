@@ -1,0 +1,202 @@
+"""The gene vocabulary: which genes a model knows, in which order, and how a user's gene names are matched to it.
+
+Stored as `genes.parquet` (token_id, gene_symbol, ensembl_id: the columns of Tahoe-100M's gene_metadata), with the
+statistics of the training cells as further columns where they are known.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float64, Int32, Int64
+
+from mdsc.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE_NAME = "genes.parquet"
+# Token ids 0, 1 and 2 are Tahoe's pad, CLS and end: genes start at 3.
+FIRST_TOKEN_ID = 3
+ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{6,})(\.\d+)?")
+ENSEMBL_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "ensembl", "ensembl_ids", "feature_id")
+SYMBOL_COLUMNS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol")
+
+
+@dataclass(frozen=True, eq=False)
+class GeneVocabulary:
+    """G genes; a gene's place here is its id in the model."""
+
+    symbols: tuple[str, ...]
+    ensembl_ids: tuple[str, ...]
+    """Without version; "" where unknown."""
+    token_ids: Int64[np.ndarray, " genes"]
+    """Ids in the shards: 3 or more, ascending."""
+
+    def __post_init__(self) -> None:
+        assert len(self.symbols) == len(self.ensembl_ids) == len(self.token_ids)
+        assert len(self.token_ids) == 0 or self.token_ids[0] >= FIRST_TOKEN_ID
+        assert (np.diff(self.token_ids) > 0).all(), "token ids ascend"
+        _refuse_duplicates(self.symbols, "the gene vocabulary")
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    @classmethod
+    def of(cls, symbols: Sequence[str], ensembl_ids: Sequence[str] | None = None) -> "GeneVocabulary":
+        """A new vocabulary of these genes in this order."""
+        token_ids = np.arange(len(symbols), dtype=np.int64) + FIRST_TOKEN_ID
+        return cls(tuple(symbols), tuple(ensembl_ids or [""] * len(symbols)), token_ids)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of names and ids, in hex: equal vocabularies have equal digests."""
+        lines = zip(self.symbols, self.ensembl_ids, self.token_ids.tolist(), strict=True)
+        return hashlib.sha256("\n".join("\t".join(map(str, line)) for line in lines).encode()).hexdigest()
+
+    @cached_property
+    def index_of_token(self) -> Int32[np.ndarray, " ids"]:
+        """Table from a shard's token id to the place in the vocabulary, -1 where the id is unknown."""
+        table = np.full(int(self.token_ids[-1]) + 1 if len(self) else 0, -1, dtype=np.int32)
+        table[self.token_ids] = np.arange(len(self))
+        return table
+
+    @cached_property
+    def _place_of_symbol(self) -> dict[str, int]:
+        return {symbol: place for place, symbol in enumerate(self.symbols)}
+
+    @cached_property
+    def _place_of_ensembl(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.ensembl_ids) if name}
+
+    def match(self, names: Sequence[str], source: str = "the input") -> Int64[np.ndarray, " names"]:
+        """Place in the vocabulary of each name, -1 where it has none.
+
+        Names are symbols or Ensembl ids (the version is cut off), whichever match more. A `UserError` tells of names
+        that stand for the same gene, and of names none of which is known.
+        """
+        return self._checked(self._match(names), names, source)
+
+    def match_var(self, var: "pd.DataFrame", source: str = "the input") -> Int64[np.ndarray, " names"]:
+        """`match` for the genes of an AnnData: by its var_names, or a column of names if that matches more."""
+        candidates = [var.index.astype(str).tolist()]
+        candidates += [var[name].astype(str).tolist() for name in (*ENSEMBL_COLUMNS, *SYMBOL_COLUMNS) if name in var]
+        matches = [self._match(names) for names in candidates]
+        best = int(np.argmax([(places >= 0).sum() for places in matches]))
+        return self._checked(matches[best], candidates[best], source)
+
+    def _match(self, names: Sequence[str]) -> Int64[np.ndarray, " names"]:
+        by_symbol = [self._place_of_symbol.get(name, -1) for name in names]
+        by_ensembl = [self._place_of_ensembl.get(without_version(name), -1) for name in names]
+        options = [np.array(places, dtype=np.int64) for places in (by_symbol, by_ensembl)]
+        return max(options, key=lambda places: (places >= 0).sum())
+
+    def _checked(
+        self, places: Int64[np.ndarray, " names"], names: Sequence[str], source: str
+    ) -> Int64[np.ndarray, " names"]:
+        known = np.flatnonzero(places >= 0)
+        if len(known) == 0:
+            mine = ", ".join(self.symbols[:3] + tuple(filter(None, self.ensembl_ids[:2])))
+            upper = (self._match([name.upper() for name in names]) >= 0).sum()
+            hint = f" {upper} match in capitals: is it another species?" if upper else ""
+            raise UserError(
+                f"{source} has no gene in common with the vocabulary of {len(self)} genes: it has "
+                f"{', '.join(map(str, names[:3]))}, ...; the vocabulary has {mine}, ....{hint}\n"
+                "Name the genes (adata.var_names) by the same symbols or Ensembl ids."
+            )
+        _refuse_duplicates([self.symbols[place] for place in places[known]], source)
+        return places
+
+    def save(self, folder: str | Path, statistics: "GeneStatistics | None" = None) -> None:
+        columns = {
+            "token_id": self.token_ids,
+            "gene_symbol": pa.array(self.symbols, pa.string()),
+            "ensembl_id": pa.array(self.ensembl_ids, pa.string()),
+        }
+        if statistics is not None:
+            columns |= {name: getattr(statistics, name) for name in GeneStatistics.COLUMNS}
+        pq.write_table(pa.table(columns), Path(folder) / FILE_NAME)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "GeneVocabulary":
+        table = _read(Path(folder) / FILE_NAME, ["token_id", "gene_symbol", "ensembl_id"])
+        token_ids = table["token_id"].to_numpy().astype(np.int64)
+        return cls(tuple(table["gene_symbol"].to_pylist()), tuple(table["ensembl_id"].to_pylist()), token_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class GeneStatistics:
+    """What the training cells have of each gene of the vocabulary."""
+
+    detection_rate: Float64[np.ndarray, " genes"]
+    """Share of cells with a count above 0."""
+    mean_count: Float64[np.ndarray, " genes"]
+    mean_log1p: Float64[np.ndarray, " genes"]
+    """Mean of log(1 + count)."""
+
+    COLUMNS = ("detection_rate", "mean_count", "mean_log1p")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "GeneStatistics":
+        table = _read(Path(folder) / FILE_NAME, list(cls.COLUMNS))
+        return cls(*(table[name].to_numpy() for name in cls.COLUMNS))
+
+
+def without_version(name: str) -> str:
+    """ENSG00000188976.4 -> ENSG00000188976; any other name as it is."""
+    found = ENSEMBL.fullmatch(name)
+    return found[1] if found else name
+
+
+def gene_identifiers(var: "pd.DataFrame") -> tuple[list[str], list[str]]:
+    """Symbols and Ensembl ids ("" where unknown) of an AnnData's genes, from var_names and columns with usual names.
+
+    Where there are no symbols, or where a column of symbols repeats itself, var_names stand in for them.
+    """
+    names = var.index.astype(str).tolist()
+    if _mostly_ensembl(names):
+        ids = [without_version(name) if ENSEMBL.fullmatch(name) else "" for name in names]
+        symbols = _first_column(var, SYMBOL_COLUMNS, lambda column: len(set(column)) == len(column))
+        return symbols or list(map(without_version, names)), ids
+    ids = _first_column(var, ENSEMBL_COLUMNS, _mostly_ensembl) or [""] * len(names)
+    return names, [without_version(name) if ENSEMBL.fullmatch(name) else "" for name in ids]
+
+
+def _first_column(var: "pd.DataFrame", names: Sequence[str], accept) -> list[str] | None:
+    for name in names:
+        if name in var:
+            column = var[name].astype(str).tolist()
+            if accept(column):
+                return column
+    return None
+
+
+def _mostly_ensembl(names: Sequence[str]) -> bool:
+    return 2 * sum(ENSEMBL.fullmatch(name) is not None for name in names) > len(names)
+
+
+def _refuse_duplicates(names: Sequence[str], source: str) -> None:
+    if len(set(names)) < len(names):
+        twice = [name for name, times in Counter(names).items() if times > 1]
+        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        raise UserError(
+            f"{source} has several columns for the same gene: {', '.join(twice[:5])}{more}.\n"
+            "Add up or drop the duplicates (adata.var_names_make_unique() would hide them)."
+        )
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: copy the folder again, or make it again")
+    try:
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); copy or make it again") from error
