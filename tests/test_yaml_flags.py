@@ -184,16 +184,6 @@ def test_every_option_has_a_docstring():
                 assert isinstance(following, ast.Expr), f"{config_class.name}.{statement.target.id} has no docstring"
 
 
-def test_every_option_is_read_somewhere():
-    read = set()
-    for path in Path(mdsc.__file__).parent.rglob("*.py"):
-        if path.name != "schema.py":
-            nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
-            read |= {node.attr for node in nodes if isinstance(node.ctx, ast.Load)}
-    unread = [name for name in options(TrainConfig) if name.rpartition(".")[2] not in read]
-    assert not unread, f"options that nothing reads: {unread}"
-
-
 @pytest.mark.parametrize("name", ["tiny", "small", "base"])
 def test_shipped_configs_parse_and_fit(name: str):
     config = parse(TrainConfig, ["--config", str(shipped_config(name))])

@@ -1,0 +1,10 @@
+"""Score a model beside plain baselines: python evaluate.py inpaint --checkpoint runs/a --input test.h5ad"""
+
+import sys
+
+from mdsc.evaluation.command import main
+
+from mdsc.cli import exit_with
+
+if __name__ == "__main__":
+    exit_with(lambda: main(sys.argv[1:]))

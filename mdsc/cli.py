@@ -1,0 +1,107 @@
+"""The command `mdsc`: finds the sub-command, imports it only then, and turns user errors into messages.
+
+Every sub-command is a function ``main(argv: list[str]) -> None`` in the package that does the work. train.py, sample.py
+and evaluate.py call the same functions through `exit_with`.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from mdsc import __version__
+from mdsc.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """The module whose `main` runs, and what it does in one line. Importing is left until it is called."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "prepare h5ad": Command("mdsc.prep.h5ad", "turn AnnData files into a folder of shards"),
+    "prepare demo": Command("mdsc.prep.demo", "make shards of 700 real blood cells that come with scanpy"),
+    "prepare simulate": Command("mdsc.prep.simulate", "make shards of simulated cells of any number"),
+    "validate": Command("mdsc.prep.validate", "say whether an AnnData file is usable, and how to mend it"),
+    "train": Command("mdsc.training.command", "train a model on a folder of shards"),
+    "sample": Command("mdsc.sampling.command", "fill hidden counts, or generate cells"),
+    "evaluate": Command("mdsc.evaluation.command", "score a model beside plain baselines"),
+    "doctor": Command("mdsc.model.doctor", "show versions, devices and which attention works here"),
+}
+
+
+def run() -> NoReturn:
+    """Run the installed command."""
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `mdsc` with these arguments (sys.argv's where None) and give the exit code: 2 for a user's mistake."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _exit_code(lambda: _dispatch(arguments))
+
+
+def exit_with(command: Callable[[], None]) -> NoReturn:
+    """Run `command` and end the program: exit code 0, or 2 after a UserError, which is printed without a traceback."""
+    sys.exit(_exit_code(command))
+
+
+def _exit_code(command: Callable[[], None]) -> int:
+    try:
+        command()
+    except UserError as error:
+        # Several processes of one run may say so; each says who it is.
+        rank = int(os.environ.get("RANK", "0"))
+        print(f"error{f' (process {rank})' if rank else ''}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:  # tyro's --help and its messages
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help(COMMANDS))
+        return
+    if arguments[0] == "--version":
+        print(f"mdsc {__version__}")
+        return
+    group = {name: command for name, command in COMMANDS.items() if name.split()[0] == arguments[0]}
+    if not group:
+        near = difflib.get_close_matches(arguments[0], {name.split()[0] for name in COMMANDS}, n=1)
+        hint = f"perhaps you meant `mdsc {near[0]}`" if near else "`mdsc --help` lists the commands"
+        raise UserError(f"there is no command `mdsc {arguments[0]}`; {hint}.")
+    name = " ".join(arguments[: len(next(iter(group)).split())])
+    if name not in group:
+        if len(arguments) == 1 or arguments[1] in ("-h", "--help"):
+            print(_help(group))
+            return
+        near = difflib.get_close_matches(arguments[1], [known.split()[1] for known in group], n=1)
+        hint = f"perhaps you meant `mdsc {arguments[0]} {near[0]}`" if near else f"there are: {', '.join(group)}"
+        raise UserError(f"there is no command `mdsc {name}`; {hint}.")
+    # The sub-command's own --help shows how it was called.
+    sys.argv[0] = f"mdsc {name}"
+    importlib.import_module(group[name].module).main(arguments[len(name.split()) :])
+
+
+def _help(commands: dict[str, Command]) -> str:
+    width = max(map(len, commands))
+    lines = [f"  mdsc {name:<{width}}  {command.summary}" for name, command in commands.items()]
+    return "\n".join(
+        [
+            f"mdsc {__version__}: masked discrete diffusion for single-cell counts.",
+            "",
+            *lines,
+            "",
+            "`mdsc COMMAND --help` lists every option with its default.",
+        ]
+    )

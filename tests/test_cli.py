@@ -1,0 +1,108 @@
+"""The command `mdsc`: lazy sub-commands, exit codes, and messages without tracebacks."""
+
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import mdsc
+from mdsc.cli import COMMANDS, exit_with, main
+from mdsc.errors import UserError
+from mdsc.model.doctor import IMPLEMENTATIONS, try_attention
+
+ROOT = Path(mdsc.__file__).parent.parent
+
+
+def test_help_lists_every_command_without_importing_torch():
+    code = "import sys; from mdsc.cli import main; assert main(['--help']) == 0; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in COMMANDS:
+        assert f"mdsc {name} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        pytest.param(["trian"], "perhaps you meant `mdsc train`", id="near"),
+        pytest.param(["xyzzy"], "`mdsc --help`", id="far"),
+        pytest.param(["prepare", "demmo"], "perhaps you meant `mdsc prepare demo`", id="near-in-group"),
+        pytest.param(["prepare", "--x"], "prepare h5ad, prepare demo", id="far-in-group"),
+        pytest.param(["doctor", "--now"], "takes no options", id="unwanted-option"),
+    ],
+)
+def test_an_unknown_command_is_a_message_and_exit_code_2(capsys, argv: list[str], words: str):
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert words in error
+
+
+def test_a_group_alone_lists_its_commands(capsys):
+    assert main(["prepare"]) == 0
+    assert "mdsc prepare h5ad" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"mdsc {mdsc.__version__}"
+
+
+def test_arguments_reach_the_sub_command(monkeypatch):
+    got = []
+    module = type("Module", (), {"main": staticmethod(got.append)})
+    monkeypatch.setattr(importlib, "import_module", lambda name: module if name == "mdsc.prep.demo" else None)
+    monkeypatch.setattr(sys, "argv", ["mdsc"])
+    assert main(["prepare", "demo", "--output-dir", "x"]) == 0
+    assert got == [["--output-dir", "x"]]
+
+
+def fail(error: BaseException):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("action", "code"),
+    [
+        pytest.param(lambda: None, 0, id="well"),
+        pytest.param(lambda: fail(UserError("no such file")), 2, id="user-error"),
+        pytest.param(lambda: fail(KeyboardInterrupt()), 130, id="interrupted"),
+        pytest.param(lambda: sys.exit(2), 2, id="tyro"),
+        pytest.param(lambda: sys.exit(), 0, id="tyro-help"),
+    ],
+)
+def test_exit_with_maps_outcomes_to_exit_codes(action, code: int):
+    with pytest.raises(SystemExit) as stop:
+        exit_with(action)
+    assert stop.value.code == code
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        exit_with(lambda: fail(ZeroDivisionError()))
+
+
+def test_every_package_is_in_the_wheel():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "mdsc").rglob("__init__.py")}
+    assert listed == found | {"mdsc.configs"}
+
+
+def test_doctor_prints_a_row_for_each_implementation(capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for name in ("torch", "cpu", *IMPLEMENTATIONS):
+        assert name in text
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_plain_attention_works_everywhere(implementation: str):
+    assert try_attention(implementation, torch.device("cpu"), torch.float32) == "works"
+
+
+def test_a_wrong_attention_is_found_out(monkeypatch):
+    monkeypatch.setattr("mdsc.model.doctor._attend", lambda name, q, k, v: 0 * v.transpose(1, 2))
+    assert try_attention("sdpa", torch.device("cpu"), torch.float32).startswith("wrong")
