@@ -6,6 +6,7 @@ how many training cells each row group holds, at 100M cells too, and which rows 
 the seed of a run nor its number of processes changes the split; preparing the shards anew in another order does.
 """
 
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -25,11 +26,29 @@ def num_validation_rows(ref: RowGroupRef, fraction: float) -> int:
 
 
 def split_rows(ref: RowGroupRef, fraction: float) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " valid"]]:
-    """Rows of this row group that are trained on, and rows that are kept for validation; both ascending."""
+    """Rows of this row group that are trained on, and rows that are kept for validation; each in hashed order."""
     key, _ = _address_hash(ref)
     order = permutation(stream(Purpose.VALIDATION_ROWS, key), ref.rows)
     num_validation = num_validation_rows(ref, fraction)
-    return np.sort(order[num_validation:]), np.sort(order[:num_validation])
+    return order[num_validation:], order[:num_validation]
+
+
+def some_validation_rows(
+    refs: Sequence[RowGroupRef], fraction: float, num_cells: int, *, spread: int = 64
+) -> dict[RowGroupRef, Int64[np.ndarray, " rows"]]:
+    """`num_cells` validation cells (all, where there are fewer), always the same ones, as rows of row groups.
+
+    They are shared evenly by `spread` row groups, or by more where these hold too few: enough to meet every plate of
+    an atlas, few enough to read at the start of a run.
+    """
+    refs = [refs[place] for place in permutation(stream(Purpose.VALIDATION_BATCH, 0), len(refs))]
+    held = np.array([num_validation_rows(ref, fraction) for ref in refs])
+    enough = max(spread, int(np.searchsorted(np.cumsum(held), num_cells)) + 1)
+    refs, held = refs[:enough], held[:enough]
+    owner = np.repeat(np.arange(len(refs)), held)
+    turn = np.concatenate([np.arange(number) for number in held])
+    taken = np.bincount(owner[np.argsort(turn, kind="stable")[:num_cells]], minlength=len(refs))
+    return {ref: split_rows(ref, fraction)[1][:number] for ref, number in zip(refs, taken, strict=True) if number}
 
 
 def _address_hash(ref: RowGroupRef) -> tuple[int, float]:
