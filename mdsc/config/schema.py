@@ -20,7 +20,8 @@ class DataConfig:
     window: int = 16
     """Pieces of row groups that a lane shuffles together."""
     validation_fraction: float = 0.05
-    """Share of the training cells, chosen by a hash of the cell's name, that is kept for validation."""
+    """Share of the training cells that is kept for validation, chosen by a hash of the cell's address (shard file, row
+    group, row): the same cells for every seed."""
     condition_columns: tuple[str, ...] = ()
     """Condition columns of the shards that the model is told (drug, cell_line, ...)."""
     prefetch: int = 2

@@ -1,0 +1,97 @@
+"""CellBatch: what the loader hands to the trainer, and the same from a matrix in memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mdsc.data.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class CellBatch:
+    """Some genes of some cells, whole: nothing is hidden yet."""
+
+    gene_ids: Int[Tensor, "batch genes"]
+    """Index into the vocabulary; 0 at pads."""
+    counts: Int[Tensor, "batch genes"]
+    """Raw counts (int32); 0 at pads."""
+    tokens: Int[Tensor, "batch genes"]
+    """Tokens of the whole cell, the targets; the tokenizer's pad_token at pads."""
+    is_pad: Bool[Tensor, "batch genes"]
+    cell_index: Int[Tensor, " batch"]
+    """Position in the global batch, 0 .. B-1: keys what is random per cell, whatever rank it is on."""
+    categories: Mapping[str, Int[Tensor, " batch"]] = field(default_factory=dict)
+    """Categorical conditions: 0 = unknown, 1.. = levels."""
+    vectors: Mapping[str, Float[Tensor, "batch _"]] = field(default_factory=dict)
+    """Vector conditions."""
+
+    def __len__(self) -> int:
+        return len(self.cell_index)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "CellBatch":
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def select(self, rows: Tensor | slice) -> "CellBatch":
+        """The cells at `rows`: indices, a mask or a slice."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def split(self, size: int) -> list["CellBatch"]:
+        """Consecutive batches of `size` cells (the last one may have fewer), for gradient accumulation."""
+        return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def _map(self, change) -> "CellBatch":
+        changed = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Mapping):
+                changed[entry.name] = {name: change(tensor) for name, tensor in value.items()}
+            else:
+                changed[entry.name] = change(value)
+        return CellBatch(**changed)
+
+
+def batch_from_csr(
+    counts,
+    gene_index: Int[np.ndarray, " genes"],
+    tokenizer: Tokenizer,
+    *,
+    categories: Mapping[str, Int[np.ndarray, " cells"]] | None = None,
+    vectors: Mapping[str, Float[np.ndarray, "cells _"]] | None = None,
+    first_cell: int = 0,
+) -> CellBatch:
+    """Every gene of a panel for every row of `counts`: what sampling and evaluation work on.
+
+    Args:
+        counts: scipy CSR (cells, genes) of non-negative whole numbers; slice it for some cells. Its columns are the
+            whole cell that is tokenised, so leave out what is not in the vocabulary before.
+        gene_index: vocabulary index of each column; no -1.
+        categories: level of each cell, 0 = unknown.
+        vectors: vector conditions of each cell.
+        first_cell: `cell_index` of the first row, so that slices of one matrix get the randomness of the whole.
+    """
+    assert counts.shape[1] == len(gene_index)
+    assert (gene_index >= 0).all(), "columns outside the vocabulary are dropped before"
+    num_cells, num_genes = counts.shape
+    counts = counts.copy()
+    counts.sum_duplicates()
+    counts.eliminate_zeros()  # stored zeros are zeros: only true nonzeros are ranked
+
+    row = np.repeat(np.arange(num_cells), np.diff(counts.indptr))
+    values = counts.data.astype(np.int32)
+    dense = np.zeros((num_cells, num_genes), dtype=np.int32)
+    dense[row, counts.indices] = values
+    tokens = np.zeros((num_cells, num_genes), dtype=np.int64)
+    tokens[row, counts.indices] = tokenizer.encode(values, counts.indptr.astype(np.int64))
+    return CellBatch(
+        gene_ids=torch.from_numpy(np.tile(gene_index.astype(np.int64), (num_cells, 1))),
+        counts=torch.from_numpy(dense),
+        tokens=torch.from_numpy(tokens),
+        is_pad=torch.zeros(num_cells, num_genes, dtype=torch.bool),
+        cell_index=torch.arange(first_cell, first_cell + num_cells),
+        categories={name: torch.as_tensor(level, dtype=torch.long) for name, level in (categories or {}).items()},
+        vectors={name: torch.as_tensor(vector, dtype=torch.float32) for name, vector in (vectors or {}).items()},
+    )
