@@ -45,7 +45,7 @@ class GeneVocabulary:
         assert len(self.symbols) == len(self.ensembl_ids) == len(self.token_ids)
         assert len(self.token_ids) == 0 or self.token_ids[0] >= FIRST_TOKEN_ID
         assert (np.diff(self.token_ids) > 0).all(), "token ids ascend"
-        _refuse_duplicates(self.symbols, "the gene vocabulary")
+        refuse_duplicates(self.symbols, "the gene vocabulary")
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -112,7 +112,7 @@ class GeneVocabulary:
                 f"{', '.join(map(str, names[:3]))}, ...; the vocabulary has {mine}, ....{hint}\n"
                 "Name the genes (adata.var_names) by the same symbols or Ensembl ids."
             )
-        _refuse_duplicates([self.symbols[place] for place in places[known]], source)
+        refuse_duplicates([self.symbols[place] for place in places[known]], source)
         return places
 
     def save(self, folder: str | Path, statistics: "GeneStatistics | None" = None) -> None:
@@ -183,7 +183,7 @@ def _mostly_ensembl(names: Sequence[str]) -> bool:
     return 2 * sum(ENSEMBL.fullmatch(name) is not None for name in names) > len(names)
 
 
-def _refuse_duplicates(names: Sequence[str], source: str) -> None:
+def refuse_duplicates(names: Sequence[str], source: str) -> None:
     if len(set(names)) < len(names):
         twice = [name for name, times in Counter(names).items() if times > 1]
         more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""

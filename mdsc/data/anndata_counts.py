@@ -1,0 +1,257 @@
+"""Raw counts out of an AnnData or an h5ad file, checked: from X, a layer or raw; CSR, CSC or dense; whole or in chunks.
+
+A file is read a chunk at a time at constant memory. A CSC file is read in as many passes as its entries need.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mdsc.data.genes import refuse_duplicates
+from mdsc.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import scipy.sparse as sp
+    from anndata import AnnData
+
+CHUNK_ROWS = 1000
+# Stored entries looked at before all are read, and held at once of a CSC file.
+SAMPLE_ENTRIES = 1_000_000
+PASS_ENTRIES = 30_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class CellCounts:
+    """Cells of one source in memory."""
+
+    counts: "sp.csr_matrix"
+    """(cells, genes) int32, without stored zeros."""
+    obs: "pd.DataFrame"
+    var: "pd.DataFrame"
+
+
+@dataclass(frozen=True, eq=False)
+class CountSource:
+    """An opened AnnData whose counts have not been read."""
+
+    name: str
+    """The file, as messages name it."""
+    location: str
+    """Where the counts are: "X", "raw" or the name of a layer."""
+    matrix: Any
+    obs: "pd.DataFrame"
+    var: "pd.DataFrame"
+    elsewhere: str
+    """What to tell a user if these are no counts."""
+
+    def chunks(self, rows: int = CHUNK_ROWS) -> Iterator["sp.csr_matrix"]:
+        """All cells in order, `rows` at a time, as int32 CSR without stored zeros."""
+        blocks = _row_blocks(self.matrix, rows)
+        while True:
+            try:
+                block = next(blocks, None)
+            except OSError as error:
+                raise UserError(f"{self.name} is damaged ({str(error).splitlines()[0]}): copy it again") from error
+            if block is None:
+                return
+            if fault := _fault(block.data):
+                raise self.no_counts(fault)
+            yield _as_int32(block)
+
+    def read(self) -> CellCounts:
+        import scipy.sparse as sp
+
+        counts = sp.vstack(list(self.chunks()), format="csr")
+        return CellCounts(counts, self.obs, self.var)
+
+    def no_counts(self, fault: str) -> UserError:
+        return UserError(f"{self.name}: {_described(self.location)} holds {fault}, not raw counts.\n{self.elsewhere}")
+
+
+def read_counts(source: "AnnData | str | Path", layer: str | None = None, name: str = "the AnnData") -> CellCounts:
+    """All raw counts of an AnnData or an h5ad file; see `open_counts`."""
+    with open_counts(source, layer, name) as opened:
+        return opened.read()
+
+
+@contextmanager
+def open_counts(
+    source: "AnnData | str | Path", layer: str | None = None, name: str = "the AnnData"
+) -> Iterator[CountSource]:
+    """Open the counts in X, or in `layer`: the name of a layer, or "raw" for adata.raw.
+
+    A `UserError` names the file if it cannot be read, has no cells, two genes of one name, no such layer, or values
+    there that are no counts; in that case it tells where counts are.
+    """
+    with ExitStack() as stack:
+        name, matrices, obs, vars_ = stack.enter_context(_opened(source, name))
+        location = layer or "X"
+        if location not in matrices:
+            raise UserError(
+                f"{name} has no {_described(location)} (--layer): it has {', '.join(matrices) or 'nothing'}"
+            )
+        var, matrix = vars_[location], matrices[location]
+        if 0 in (len(obs), len(var)):
+            raise UserError(f"{name} has no cells or no genes ({len(obs)} cells x {len(var)} genes)")
+        refuse_duplicates(var.index.astype(str).tolist(), name)
+        faults = {place: _fault(_sample(values)) for place, values in matrices.items()}
+        opened = CountSource(name, location, matrix, obs, var, _where_counts_are(faults))
+        if fault := faults[location]:
+            raise opened.no_counts(fault)
+        yield opened
+
+
+def find_counts(source: "AnnData | str | Path") -> dict[str, str]:
+    """For X, raw and every layer: "" if its first entries are counts, else what they are instead."""
+    with _opened(source, "the AnnData") as (_, matrices, _, _):
+        return {place: _fault(_sample(values)) for place, values in matrices.items()}
+
+
+@contextmanager
+def _opened(source: "AnnData | str | Path", name: str) -> Iterator[tuple[str, dict, "pd.DataFrame", dict]]:
+    """Name, matrices by location, obs, and var by location."""
+    import anndata
+
+    if isinstance(source, anndata.AnnData):
+        yield name, *_of_memory(source.to_memory() if source.isbacked else source)
+        return
+    import h5py
+
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(h5py.File(path, "r"))
+            is_old = "encoding-type" not in file.attrs  # written by an anndata of before 2021
+            contents = _of_memory(anndata.read_h5ad(path)) if is_old else _of_file(file)
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(f"{path} is no h5ad file, or damaged ({str(error).splitlines()[0]})") from error
+        yield str(path), *contents
+
+
+def _of_file(file) -> tuple[dict, "pd.DataFrame", dict]:
+    from anndata.io import read_elem
+
+    obs, var = read_elem(file["obs"]), read_elem(file["var"])
+    matrices = {"X": file["X"]} if "X" in file else {}
+    vars_ = dict.fromkeys(["X", *file.get("layers", ())], var)
+    matrices |= dict(file.get("layers", {}))
+    if "raw" in file:
+        matrices["raw"], vars_["raw"] = file["raw/X"], read_elem(file["raw/var"])
+    return matrices, obs, vars_
+
+
+def _of_memory(adata: "AnnData") -> tuple[dict, "pd.DataFrame", dict]:
+    matrices = {} if adata.X is None else {"X": adata.X}
+    matrices |= dict(adata.layers)
+    vars_ = dict.fromkeys(matrices, adata.var)
+    if adata.raw is not None:
+        matrices["raw"], vars_["raw"] = adata.raw.X, adata.raw.var
+    return matrices, adata.obs, vars_
+
+
+def _described(location: str) -> str:
+    return location if location in ("X", "raw") else f"layer {location!r}"
+
+
+def _where_counts_are(faults: dict[str, str]) -> str:
+    good = [place for place, fault in faults.items() if not fault]
+    if not good:
+        return "Nothing else in the file holds counts either: put the raw counts (before any normalisation) in X."
+    where = " and ".join(map(_described, good))
+    return f"Counts are in {where}: give --layer {good[0]}."
+
+
+def _fault(values: np.ndarray) -> str:
+    """What keeps `values` from being counts, with examples; "" if nothing does."""
+    if values.dtype.kind in "bu" or len(values) == 0:
+        return ""
+    if values.dtype.kind not in "if":
+        return f"values of type {values.dtype}"
+    if not np.isfinite(values).all():
+        return "NaN or infinite values"
+    if values.min() < 0:
+        return f"negative values (e.g. {values.min():.4g})"
+    if values.max() > np.iinfo(np.int32).max:
+        return f"values beyond the range of counts (e.g. {values.max():.4g})"
+    if values.dtype.kind == "f":
+        broken = values[values != np.rint(values)]
+        if len(broken):
+            return f"values that are no integers (e.g. {', '.join(f'{value:.4g}' for value in broken[:2])})"
+    return ""
+
+
+def _sample(matrix) -> np.ndarray:
+    import h5py
+    import scipy.sparse as sp
+
+    if isinstance(matrix, h5py.Group):
+        return matrix["data"][:SAMPLE_ENTRIES]
+    if sp.issparse(matrix):
+        return matrix.data[:SAMPLE_ENTRIES]
+    return np.asarray(matrix[: max(1, SAMPLE_ENTRIES // max(1, matrix.shape[1]))]).ravel()
+
+
+def _row_blocks(matrix, rows: int) -> Iterator["sp.csr_matrix"]:
+    import h5py
+    import scipy.sparse as sp
+
+    if isinstance(matrix, h5py.Group):
+        kind = matrix.attrs["encoding-type"]
+        if kind == "csc_matrix":
+            yield from _csc_file_blocks(matrix, rows)
+        else:
+            yield from _csr_file_blocks(matrix, rows)
+        return
+    if sp.issparse(matrix):
+        matrix = sp.csr_matrix(matrix)
+    for start in range(0, matrix.shape[0], rows):
+        yield sp.csr_matrix(matrix[start : start + rows])
+
+
+def _csr_file_blocks(group, rows: int) -> Iterator["sp.csr_matrix"]:
+    import scipy.sparse as sp
+
+    num_rows, num_columns = group.attrs["shape"]
+    for start in range(0, num_rows, rows):
+        indptr = group["indptr"][start : start + rows + 1].astype(np.int64)
+        part = slice(indptr[0], indptr[-1])
+        shape = (len(indptr) - 1, num_columns)
+        yield sp.csr_matrix((group["data"][part], group["indices"][part], indptr - indptr[0]), shape)
+
+
+def _csc_file_blocks(group, rows: int) -> Iterator["sp.csr_matrix"]:
+    """A column-wise file gives no rows; each pass over all of it collects as many rows as memory may hold."""
+    import scipy.sparse as sp
+
+    num_rows, num_columns = group.attrs["shape"]
+    indptr = group["indptr"][:].astype(np.int64)
+    num_passes = -(-int(indptr[-1]) // PASS_ENTRIES) or 1
+    pass_rows = -(-num_rows // num_passes)
+    pass_rows = -(-pass_rows // rows) * rows
+    for first in range(0, num_rows, pass_rows):
+        last = min(first + pass_rows, num_rows)
+        parts = []
+        for start in range(0, int(indptr[-1]), PASS_ENTRIES):
+            stop = min(start + PASS_ENTRIES, int(indptr[-1]))
+            row = group["indices"][start:stop]
+            keep = np.flatnonzero((row >= first) & (row < last))
+            column = np.searchsorted(indptr, start + keep, side="right") - 1
+            parts.append((group["data"][start:stop][keep], row[keep] - first, column))
+        data, row, column = (np.concatenate(pieces) for pieces in zip(*parts, strict=True)) if parts else ([], [], [])
+        block = sp.csr_matrix((data, (row, column)), (last - first, num_columns))
+        for start in range(0, last - first, rows):
+            yield block[start : start + rows]
+
+
+def _as_int32(block: "sp.csr_matrix") -> "sp.csr_matrix":
+    counts = block.astype(np.int32)
+    counts.sum_duplicates()
+    counts.eliminate_zeros()
+    return counts

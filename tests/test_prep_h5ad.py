@@ -1,0 +1,132 @@
+"""AnnData files to shards."""
+
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from shared_data import shared_file
+
+from mdsc.data.shards import ShardFolder
+from mdsc.errors import UserError
+from mdsc.prep.demo import counts_of_logs, embedded_cells
+from mdsc.prep.demo import main as demo_main
+from mdsc.prep.h5ad import H5adConfig, main, prepare_h5ad
+
+
+def make(path, genes, num_cells=30, seed=0, **columns):
+    rng = np.random.default_rng(seed)
+    obs = {"drug": rng.choice(["a", "b"], num_cells), "split": rng.choice(["train", "test"], num_cells)} | columns
+    obs = pd.DataFrame(obs, index=[f"c{i}" for i in range(num_cells)])
+    X = sp.csr_matrix(rng.poisson(1.0, (num_cells, len(genes))).astype(np.float32))
+    adata = anndata.AnnData(X, obs=obs, var=pd.DataFrame(index=genes))
+    adata.write_h5ad(path)
+    return adata
+
+
+def test_one_file(tmp_path, capsys):
+    adata = make(tmp_path / "cells.h5ad", ["A", "B", "C"], dose=[0.5, np.nan] * 15)
+    out = tmp_path / "shards"
+    args = [str(tmp_path / "cells.h5ad"), "--output-dir", str(out), "--condition-columns", "drug", "dose"]
+    main([*args, "--split-column", "split"])
+    printed = capsys.readouterr()
+    assert "train" in printed.out
+    assert printed.err == ""
+    folder = ShardFolder.open(out)
+    for split in ("train", "test"):
+        expected, got = adata[adata.obs["split"] == split], folder.to_anndata(split)
+        assert (got.X != expected.X).nnz == 0
+        assert got.obs_names.tolist() == expected.obs_names.tolist()
+        assert got.obs["drug"].tolist() == expected.obs["drug"].tolist()
+        assert got.obs["dose"].tolist() == [
+            "0.5" if name[1:] in map(str, range(0, 30, 2)) else "" for name in got.obs_names
+        ]
+    assert json.loads((out / "manifest.json").read_text())["sources"] == [{"file": "cells.h5ad", "cells": 30}]
+
+
+def test_several_files_are_joined_by_gene(tmp_path):
+    first = make(tmp_path / "a.h5ad", ["A", "B", "C"], 5, seed=1)
+    second = make(tmp_path / "b.h5ad", ["C", "D", "A"], 4, seed=2)
+    folder = prepare_h5ad(H5adConfig(inputs=(tmp_path / "a.h5ad", tmp_path / "b.h5ad"), output_dir=tmp_path / "s"))
+    joined = folder.to_anndata()
+    assert joined.var_names.tolist() == ["A", "B", "C", "D"]
+    assert joined.obs_names.tolist()[4:6] == ["a:c4", "b:c0"]
+    assert (joined[:5, ["A", "B", "C"]].X != first.X).nnz == 0
+    assert (joined[5:, ["C", "D", "A"]].X != second.X).nnz == 0
+    assert joined[:5, "D"].X.nnz == joined[5:, "B"].X.nnz == 0
+
+
+def test_wrong_input_is_told_and_nothing_is_written(tmp_path):
+    make(tmp_path / "a.h5ad", ["A", "B"])
+    make(tmp_path / "b.h5ad", ["ENSG00000198851", "ENSG00000156738"])
+    make(tmp_path / "unsplit.h5ad", ["A", "B"], split=["train", None] * 15)
+    make(tmp_path / "test.h5ad", ["A", "B"], split="test")
+    before = sorted(tmp_path.iterdir())
+
+    def told(*names, **options):
+        inputs = tuple(tmp_path / name for name in names)
+        with pytest.raises(UserError) as error:
+            prepare_h5ad(H5adConfig(inputs=inputs, output_dir=tmp_path / "s", **options))
+        assert sorted(tmp_path.iterdir()) == before
+        return str(error.value)
+
+    assert "no column 'dose' in obs (--condition-columns): it has drug, split" in told(
+        "a.h5ad", condition_columns=("drug", "dose")
+    )
+    assert "no column 'fold' in obs (--split-column)" in told("a.h5ad", split_column="fold")
+    assert "b.h5ad has no gene in common with" in told("a.h5ad", "b.h5ad")
+    assert "has no value for some cells" in told("unsplit.h5ad", split_column="split")
+    assert "no cell is of split 'train'" in told("test.h5ad", split_column="split")
+    assert "no layer 'counts'" in told("a.h5ad", layer="counts")
+    assert "there is no file" in told("a.h5ad", "none.h5ad")
+    assert "no h5ad file is given" in told()
+    with pytest.raises(UserError, match="holds other files"):
+        prepare_h5ad(H5adConfig(inputs=(tmp_path / "a.h5ad",), output_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "conditions"),
+    [
+        pytest.param("adamson2016_pilot.h5ad", ("guide_gene",), id="adamson-csc"),
+        pytest.param("kang2018_donors.h5ad", ("sample_id", "cluster_id"), id="kang-ensembl-ids"),
+    ],
+)
+def test_real_files(tmp_path, file, conditions):
+    path = shared_file(file)
+    folder = prepare_h5ad(H5adConfig(inputs=(path,), output_dir=tmp_path / "s", condition_columns=conditions))
+    expected, got = anndata.read_h5ad(path), folder.to_anndata()
+    assert abs(got.X - expected.X.tocsr()).max() == 0
+    assert got.obs[conditions[0]].tolist() == expected.obs[conditions[0]].astype(str).tolist()
+    assert folder.vocabulary.ensembl_ids[0].startswith("ENSG")
+    assert got.var_names.tolist() == expected.var_names.tolist()
+
+
+def test_counts_are_recovered_from_rounded_logarithms():
+    rng = np.random.default_rng(0)
+    counts = sp.csr_matrix(rng.negative_binomial(0.5, 0.2, (50, 200)).astype(np.int32))
+    factor = sp.diags(rng.uniform(2, 20, 50))
+    logs = (factor @ counts).tocsr().log1p()
+    logs.data = logs.data.round(3)
+    assert (counts_of_logs(logs) != counts).nnz == 0
+    with pytest.raises(AssertionError, match="no logarithms"):
+        counts_of_logs(sp.csr_matrix(rng.random((5, 20)) + 0.1))
+
+
+def test_the_embedded_cells(tmp_path, capfd):
+    demo_main(["--output-dir", str(tmp_path / "demo")])
+    printed = capfd.readouterr()
+    assert 2 <= printed.out.count("\n") <= 4
+    assert printed.err == ""
+    cells = anndata.read_h5ad(tmp_path / "demo/pbmc700.h5ad")
+    assert cells.shape == (700, 765)
+    assert cells.X.dtype == np.int32
+    assert cells.obs["split"].value_counts().to_dict() == {"train": 580, "heldout": 120}
+    assert (np.diff(cells.X.indptr) > 0).all()
+    assert cells.X.data.min() == 1
+    assert cells.X.max() == 259
+    folder = ShardFolder.open(tmp_path / "demo/shards")
+    assert (folder.num_cells("train"), folder.num_cells("heldout")) == (580, 120)
+    assert folder.condition_columns == ("bulk_labels",)
+    assert (embedded_cells().X != cells.X).nnz == 0
