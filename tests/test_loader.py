@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import weakref
 from dataclasses import replace
 from itertools import islice
 
@@ -16,6 +17,7 @@ from mdsc.data.batch import CellBatch
 from mdsc.data.condition_levels import condition_levels
 from mdsc.data.loader import CellLoader
 from mdsc.data.shards import ShardFolder
+from mdsc.data.token_groups import TokenGroups
 from mdsc.data.tokenizers import make_tokenizer
 from mdsc.data.validation_split import split_rows
 from mdsc.errors import UserError
@@ -216,6 +218,17 @@ def test_row_groups_are_read_once_while_they_fit(folder, monkeypatch):
     loader = make_loader(folder)
     take(loader, 3 * loader.steps_per_epoch)
     assert len(reads) == len(set(reads)) == 5
+
+
+def test_no_more_row_groups_are_kept_than_allowed(folder):
+    kept = TokenGroups(folder, make_tokenizer("rank"), {}, capacity=2)
+    refs = folder.row_groups("train")
+    groups = [weakref.ref(kept.get(ref)) for ref in refs]
+    assert [group() is not None for group in groups] == [False, False, False, True, True]
+    assert kept.get(refs[3]) is groups[3]()
+    kept.get(refs[0])
+    assert groups[3]() is not None  # used since
+    assert groups[4]() is None
 
 
 def test_seeking_reads_only_what_the_step_needs(folder, monkeypatch):
