@@ -55,7 +55,11 @@ class ShardWriter:
         return self
 
     def write(
-        self, split: str, counts: "sp.csr_matrix", obs: Mapping[str, Sequence[str]], cell_ids: Sequence[str]
+        self,
+        split: str,
+        counts: "sp.csr_matrix",
+        obs: Mapping[str, Sequence[str | None] | np.ndarray],
+        cell_ids: Sequence[str] | np.ndarray,
     ) -> None:
         """Add cells: positive integer counts (cells, G) in the order of the vocabulary, and their conditions."""
         assert counts.shape == (len(cell_ids), len(self.vocabulary)), counts.shape
