@@ -130,3 +130,6 @@ def test_the_embedded_cells(tmp_path, capfd):
     assert (folder.num_cells("train"), folder.num_cells("heldout")) == (580, 120)
     assert folder.condition_columns == ("bulk_labels",)
     assert (embedded_cells().X != cells.X).nnz == 0
+    args = ["--output-dir", str(tmp_path / "s"), "--condition-columns", "bulk_labels", "--split-column", "split"]
+    main([str(tmp_path / "demo/pbmc700.h5ad"), *args])
+    assert ShardFolder.open(tmp_path / "s").digest == folder.digest

@@ -1,0 +1,27 @@
+"""The scripts of data_prep as a user runs them: in a process of their own, with nothing on stderr that is no error."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from shared_data import ROOT
+
+
+def run(folder, script, *args):
+    command = [sys.executable, str(ROOT / "data_prep" / script), *args]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_each_runs_and_tells_of_mistakes(tmp_path):
+    done = run(tmp_path, "demo.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "580 train, 120 heldout" in done.stdout
+    done = run(tmp_path, "h5ad.py", "data/demo/pbmc700.h5ad", "--output-dir", "s", "--condition-columns", "drug")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: data/demo/pbmc700.h5ad has no column 'drug' in obs (--condition-columns)")
+    assert done.stderr.count("\n") <= 2
+    done = run(tmp_path, "simulate.py", "--output-dir", "sim", "--num-cells", "50")
+    assert (done.returncode, done.stderr) == (0, "")
