@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
 from simulated_shards import simulated_counts, write_shards
 
 from mdsc.data import shard_statistics as module
@@ -34,8 +35,11 @@ def run(folder, **options):
     return shard_statistics(folder, make_tokenizer("rank"), **options)
 
 
-def normalised(counts: np.ndarray) -> np.ndarray:
-    return np.log1p(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * 10_000)
+def as_read(folder, counts: np.ndarray) -> np.ndarray:
+    """log1p of the typical count of each entry's rank token, which is what the model reads."""
+    tokenizer = make_tokenizer("rank")
+    tokens = tokenizer.encode_visible(torch.from_numpy(counts), torch.ones(counts.shape, dtype=bool)).numpy()
+    return np.log1p(tokenizer.with_values(run(folder).token_mean_count).values)[tokens]
 
 
 @pytest.mark.parametrize("name", ["rank", "quantile", "count"])
@@ -57,13 +61,13 @@ def test_token_frequencies_and_values(folder, training_counts, name):
 
 
 def test_moments(folder, training_counts):
-    found, values = run(folder), normalised(training_counts)
-    np.testing.assert_allclose(found.gene_mean_log1p, values.mean(axis=0))
+    found, values = run(folder), as_read(folder, training_counts)
+    np.testing.assert_allclose(found.gene_mean, values.mean(axis=0))
     np.testing.assert_allclose(found.gene_sd, values.std(axis=0))
 
 
 def test_gene_vectors_are_those_of_the_exact_decomposition(folder, training_counts):
-    values = normalised(training_counts)
+    values = as_read(folder, training_counts)
     _, singular, right = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
     found = run(folder).gene_vectors
     lengths = np.linalg.norm(found, axis=0)
@@ -78,7 +82,7 @@ def test_gene_vectors_are_those_of_the_exact_decomposition(folder, training_coun
 
 def test_full_rank_is_exact(folder, training_counts):
     """With as many vectors as genes nothing is approximated; further columns are zero."""
-    values = normalised(training_counts)
+    values = as_read(folder, training_counts)
     vectors = run(folder, rank=NUM_GENES + 3).gene_vectors
     assert vectors.shape == (NUM_GENES, NUM_GENES + 3)
     assert (vectors[:, NUM_GENES:] == 0).all()

@@ -1,9 +1,10 @@
 """What a trainer wants to know of the training cells before it starts: token frequencies and gene vectors.
 
-The gene vectors are the right singular vectors of A, the cells' depth-normalised log1p counts with each gene's mean
-taken off. A is never built. The randomised Nystroem method (Halko, Martinsson & Tropp 2011, "Finding structure with
-randomness", algorithm 5.5, on the covariance) needs products of C = A^T A with a thin matrix Q only, and these are sums
-over row groups of sparse matrices:
+The gene vectors are the right singular vectors of A, the cells' values as the model reads them (log1p of the typical
+count of each token) with each gene's mean taken off. Depth is left in: it is a factor of the cell like any other, and
+the model sees raw counts. A is never built. The randomised Nystroem method (Halko, Martinsson & Tropp 2011, "Finding
+structure with randomness", algorithm 5.5, on the covariance) needs products of C = A^T A with a thin matrix Q only, and
+these are sums over row groups of sparse matrices:
 
     C Q = L^T (L Q) - cells * mean (mean^T Q)        L: uncentred, mean: of each gene
 
@@ -16,15 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from mdsc.data.keyed_streams import Purpose, stream, uniforms
 from mdsc.data.shards import RowGroupRef, ShardFolder
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.data.validation_split import num_validation_rows, split_rows
 
-DEPTH = 10_000.0
-"""Counts of each cell are scaled to this sum before log1p (scanpy's usual target)."""
 OVERSAMPLE = 16
 NUM_PRODUCTS = 3
 
@@ -38,8 +37,8 @@ class ShardStatistics:
     """Cells that have this token at this gene; rows sum to num_cells, token 0 being the cells without a count."""
     token_mean_count: Float64[np.ndarray, " tokens"]
     """Mean count behind each token, NaN where no cell has it: for `Tokenizer.with_values`."""
-    gene_mean_log1p: Float64[np.ndarray, " genes"]
-    """Mean of log1p(count / depth * 10,000)."""
+    gene_mean: Float64[np.ndarray, " genes"]
+    """Mean value of each gene; a value is log1p of the typical count of a token."""
     gene_sd: Float64[np.ndarray, " genes"]
     """Standard deviation of the same."""
     gene_vectors: Float64[np.ndarray, "genes rank"]
@@ -65,15 +64,11 @@ def shard_statistics(
     num_genes, num_tokens = len(folder.vocabulary), tokenizer.num_tokens
     frequency = np.zeros(num_genes * num_tokens)
     token_total = np.zeros(num_tokens)
-    total, total_square = np.zeros(num_genes), np.zeros(num_genes)
     num_cells = 0
     for cells in _training_cells(folder, refs, validation_fraction):
-        tokens = tokenizer.encode(cells.data, cells.indptr.astype(np.int64)).astype(np.int64)
+        tokens = _tokens(cells, tokenizer)
         np.add.at(frequency, cells.indices.astype(np.int64) * num_tokens + tokens, 1.0)
         token_total += np.bincount(tokens, weights=cells.data, minlength=num_tokens)
-        values = _normalised(cells).data
-        total += np.bincount(cells.indices, weights=values, minlength=num_genes)
-        total_square += np.bincount(cells.indices, weights=values**2, minlength=num_genes)
         num_cells += cells.shape[0]
 
     frequency = frequency.reshape(num_genes, num_tokens)
@@ -82,12 +77,14 @@ def shard_statistics(
     np.divide(token_total, token_number, out=token_mean_count, where=token_number > 0)
     frequency[:, 0] = num_cells - frequency.sum(axis=1)
     token_mean_count[0] = 0
-    mean = total / num_cells
+    token_value = np.log1p(tokenizer.with_values(token_mean_count).values)
+    mean = frequency @ token_value / num_cells
 
     def centred_product(basis: Float64[np.ndarray, "genes width"]) -> Float64[np.ndarray, "genes width"]:
         product = -num_cells * np.outer(mean, mean @ basis)
         for cells in _training_cells(folder, refs, validation_fraction):
-            values = _normalised(cells)
+            data = token_value[_tokens(cells, tokenizer)]
+            values = sp.csr_matrix((data, cells.indices, cells.indptr), shape=cells.shape)
             product += values.T @ (values @ basis)
         return product
 
@@ -97,8 +94,8 @@ def shard_statistics(
         num_cells=num_cells,
         token_frequency=frequency,
         token_mean_count=token_mean_count,
-        gene_mean_log1p=mean,
-        gene_sd=np.sqrt(np.maximum(total_square / num_cells - mean**2, 0)),
+        gene_mean=mean,
+        gene_sd=np.sqrt(np.maximum(frequency @ token_value**2 / num_cells - mean**2, 0)),
         gene_vectors=_principal_vectors(centred_product, sketch, rank) / np.sqrt(num_cells),
     )
 
@@ -136,10 +133,8 @@ def _training_cells(
         yield cells[np.sort(split_rows(ref, validation_fraction)[0])]
 
 
-def _normalised(cells: sp.csr_matrix) -> sp.csr_matrix:
-    """log1p of the counts scaled to the same depth in each cell."""
-    depth = np.repeat(np.asarray(cells.sum(axis=1)).ravel(), np.diff(cells.indptr))
-    return sp.csr_matrix((np.log1p(cells.data * (DEPTH / depth)), cells.indices, cells.indptr), shape=cells.shape)
+def _tokens(cells: sp.csr_matrix, tokenizer: Tokenizer) -> Int64[np.ndarray, " nnz"]:
+    return tokenizer.encode(cells.data, cells.indptr.astype(np.int64)).astype(np.int64)
 
 
 def _evenly_spaced(refs: list[RowGroupRef], validation_fraction: float, max_cells: int) -> list[RowGroupRef]:

@@ -1,0 +1,96 @@
+"""DiT blocks: adaLN-Zero, attention over a set of genes, MLP (Peebles & Xie 2023, arXiv 2212.09748)."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mdsc.model.cell_state import ZeroLinear
+from mdsc.model.configuration import MdscConfig
+
+
+def modulate(
+    x: Float[Tensor, "batch genes hidden"],
+    shift: Float[Tensor, "batch 1 hidden"],
+    scale: Float[Tensor, "batch 1 hidden"],
+) -> Float[Tensor, "batch genes hidden"]:
+    """Layer norm without affine, then the condition's own."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+class Attention(nn.Module):
+    """Every gene looks at every real gene. No positional code: genes are a set."""
+
+    is_causal = False  # transformers' attention functions default to causal
+
+    def __init__(self, config: MdscConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Float[Tensor, "batch genes hidden"], mask) -> Float[Tensor, "batch genes hidden"]:
+        """mask: what transformers' create_bidirectional_mask makes of the padding, or None."""
+        query, key, value = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        mixed, _ = attend(
+            self,
+            query,
+            key,
+            value,
+            mask,
+            dropout=self.config.dropout if self.training else 0.0,
+            scaling=query.shape[-1] ** -0.5,
+            is_causal=False,
+        )
+        return self.out(rearrange(mixed, "b n h d -> b n (h d)"))
+
+
+def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """softmax(q k^T) v in plain PyTorch, with the signature of transformers' attention interface."""
+    scores = query @ key.transpose(-2, -1) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class DiTBlock(nn.Module):
+    """x + gate * attention(modulated x), then the same with an MLP. Gates start at zero: the identity."""
+
+    def __init__(self, config: MdscConfig):
+        super().__init__()
+        mlp_size = int(config.mlp_ratio * config.hidden_size)
+        self.modulation = ZeroLinear(config.hidden_size, 6 * config.hidden_size)
+        self.attention = Attention(config)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.hidden_size, mlp_size), nn.GELU("tanh"), nn.Linear(mlp_size, config.hidden_size)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Float[Tensor, "batch genes hidden"], condition: Float[Tensor, "batch hidden"], mask
+    ) -> Float[Tensor, "batch genes hidden"]:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None, :].chunk(6, dim=-1)
+        x = x + gate_a * self.dropout(self.attention(modulate(x, shift_a, scale_a), mask))
+        return x + gate_m * self.dropout(self.mlp(modulate(x, shift_m, scale_m)))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and a linear head to logits, in float32: bf16 logits would spoil likelihoods."""
+
+    def __init__(self, config: MdscConfig):
+        super().__init__()
+        self.modulation = ZeroLinear(config.hidden_size, 2 * config.hidden_size)
+        self.head = ZeroLinear(config.hidden_size, config.num_tokens)
+
+    def forward(
+        self, x: Float[Tensor, "batch genes hidden"], condition: Float[Tensor, "batch hidden"]
+    ) -> Float[Tensor, "batch genes tokens"]:
+        with torch.autocast(x.device.type, enabled=False):
+            shift, scale = self.modulation(condition.float())[:, None, :].chunk(2, dim=-1)
+            return self.head(modulate(x.float(), shift, scale))

@@ -1,0 +1,45 @@
+"""What a checkpoint's config.json holds: the shape of the network and the conditions that it knows."""
+
+from transformers import PreTrainedConfig
+
+
+class MdscConfig(PreTrainedConfig):
+    """Shape of an `MdscModel`. Sizes are numbers of features; `num_layers=0` is the attention-free `pooled` model."""
+
+    model_type = "mdsc"
+
+    num_genes: int = 0
+    """Genes of the vocabulary (rows of the gene tables)."""
+    num_tokens: int = 0
+    """Data tokens, zero included; the mask is token `num_tokens`, padding `num_tokens + 1`."""
+    hidden_size: int = 256
+    num_layers: int = 8
+    num_heads: int = 4
+    mlp_ratio: float = 4.0
+    state_size: int = 64
+    """Features of the cell state that runs beside attention."""
+    dropout: float = 0.0
+    condition_levels: dict[str, list[str]] | None = None
+    """Levels of each categorical condition, in the order of their ids 1, 2, ...; id 0 is the null."""
+    vector_sizes: dict[str, int] | None = None
+    """Length of each vector condition."""
+
+    def __post_init__(self, **kwargs):
+        # transformers keeps unknown keys silently; a misspelt size would then leave its default in place.
+        known = set(PreTrainedConfig.__dataclass_fields__) | {
+            "architectures", "transformers_version", "attn_implementation", "torch_dtype", "_name_or_path",
+        }  # fmt: skip
+        unknown = sorted(key for key in kwargs if key not in known and not key.startswith("_"))
+        if unknown:
+            raise ValueError(f"config.json has keys that mdsc does not know: {', '.join(unknown)}")
+        super().__post_init__(**kwargs)
+        if self.hidden_size % max(self.num_heads, 1):
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+
+    @property
+    def mask_token(self) -> int:
+        return self.num_tokens
+
+    @property
+    def pad_token(self) -> int:
+        return self.num_tokens + 1

@@ -1,0 +1,97 @@
+"""A model that starts from what one pass over the training cells tells: frequencies, values and a truncated SVD.
+
+Step 0 equals the gene-marginal baseline, and the factor model of the cell-state pathway is already that of the training
+cells. Without it a small masked model sits on the gene marginal for hundreds of steps (docs/results/ablations.md).
+"""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from mdsc.config.schema import ModelConfig
+from mdsc.data.genes import GeneStatistics
+from mdsc.data.shard_statistics import ShardStatistics
+from mdsc.data.tokenizers import Tokenizer
+from mdsc.model.configuration import MdscConfig
+from mdsc.model.modeling import MdscModel
+
+MIN_NOISE_VARIANCE = 0.02  # of log1p counts: a gene hardly ever seen must not look noiseless
+PRIOR_CELLS = 1.0  # weight, in cells, of the law of all genes in a gene's own token frequencies
+
+
+def build_model(
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    shard_statistics: ShardStatistics,
+    gene_statistics: GeneStatistics,
+    condition_levels: dict[str, tuple[str, ...]] | None = None,
+    vector_sizes: dict[str, int] | None = None,
+) -> MdscModel:
+    """A new model for these genes and tokens. Random numbers come from torch's global generator."""
+    num_genes, num_tokens = shard_statistics.token_frequency.shape
+    model = MdscModel(
+        MdscConfig(
+            num_genes=num_genes,
+            num_tokens=num_tokens,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            state_size=config.state_size,
+            dropout=config.dropout,
+            condition_levels={name: list(levels) for name, levels in (condition_levels or {}).items()},
+            vector_sizes=dict(vector_sizes or {}),
+            attn_implementation=config.attention,
+        )
+    )
+    with torch.no_grad():
+        _set(model.output_bias.weight, gene_log_frequencies(shard_statistics.token_frequency))
+        _set(model.cell_state.token_value, np.log1p(tokenizer.values))
+        _set(model.cell_state.gene_value, shard_statistics.gene_mean)
+        _set(model.cell_state.mean_count, gene_statistics.mean_count)
+        if config.gene_init == "svd":
+            _start_from_svd(model, shard_statistics)
+    return model
+
+
+def gene_log_frequencies(token_frequency: Float[np.ndarray, "genes tokens"]) -> Float[np.ndarray, "genes tokens"]:
+    """Log of each gene's token frequencies, shrunk towards the law of all genes by a weight of PRIOR_CELLS cells."""
+    law = token_frequency.sum(axis=0) + 0.5  # no token is impossible
+    shrunk = token_frequency + PRIOR_CELLS * law / law.sum()
+    return np.log(shrunk / shrunk.sum(axis=1, keepdims=True))
+
+
+def _start_from_svd(model: MdscModel, statistics: ShardStatistics) -> None:
+    """Loadings, prior and noise of the factor model; read-out and gene embedding along the same directions.
+
+    The loadings are stored with unit mean square per factor, and their size goes to the prior, which is the same model
+    but suits an optimiser whose steps have one size for all parameters.
+    """
+    loadings = statistics.gene_vectors.astype(
+        np.float64
+    )  # (genes, found): singular vector * singular value / sqrt(cells)
+    state_size = model.config.state_size
+    size = np.sqrt(np.square(loadings).mean(axis=0))
+    usable = min(int((size > 1e-6).sum()), state_size)  # small data has fewer directions than the state has room for
+    loadings, size = loadings[:, :usable], size[:usable]
+    unit = loadings / size
+    state = model.cell_state
+    noise = np.square(statistics.gene_sd) - np.square(loadings).sum(axis=1)
+    _set(state.log_precision, -np.log(np.maximum(noise, MIN_NOISE_VARIANCE)))
+    _set(state.log_prior[:usable], -2 * np.log(size))
+    state.log_prior[usable:] = -2 * math.log(size[-1])
+    _set(state.gene_in.weight[:, :usable], unit)
+    state.gene_out.weight.mul_(0.1)
+    _set(state.gene_out.weight[:, :usable], 0.5 * loadings / loadings.std())
+    if model.config.num_layers:
+        width = model.config.hidden_size
+        directions = torch.randn(usable, width) / usable**0.5
+        own = 0.2 * torch.randn(len(unit), width)
+        model.gene_embedding.weight.copy_(0.5 * torch.from_numpy(unit).float() @ directions + own)
+
+
+def _set(parameter: torch.Tensor, values: np.ndarray) -> None:
+    assert parameter.shape == values.shape, (parameter.shape, values.shape)
+    parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)))

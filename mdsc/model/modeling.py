@@ -1,0 +1,118 @@
+"""MdscModel: logits of every gene's token from the visible tokens of a cell.
+
+- gene-conditioned: a gene is told by its id, never by its position; permuting the genes permutes the output
+- logits = log of the gene's token frequencies + low-rank head of the cell state + DiT head; the latter two start at
+  zero, so that step 0 is the gene-marginal baseline
+- no time input: for absorbing diffusion it is redundant (Zheng et al. 2024, arXiv 2409.02908)
+- the mask is an input token only: the head has no output for it, so p(mask) = 0 (MDLM's SUBS, arXiv 2406.07524)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils import ModelOutput
+
+from mdsc.model.blocks import DiTBlock, FinalLayer
+from mdsc.model.cell_state import CellState, ZeroLinear
+from mdsc.model.conditions import Conditions
+from mdsc.model.configuration import MdscConfig
+
+
+@dataclass
+class MdscOutput(ModelOutput):
+    """logits: (batch, genes, num_tokens) float32. cell_state: (batch, state_size) float32."""
+
+    logits: Tensor | None = None
+    cell_state: Tensor | None = None
+
+
+class MdscModel(PreTrainedModel):
+    """A DiT over the genes of a cell, beside a cell-state pathway; without layers, the pathway alone."""
+
+    config_class = MdscConfig
+    base_model_prefix = "mdsc"
+    main_input_name = "tokens"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ("DiTBlock",)
+
+    def __init__(self, config: MdscConfig):
+        super().__init__(config)
+        size = config.hidden_size
+        self.output_bias = nn.Embedding(config.num_genes, config.num_tokens)
+        self.conditions = Conditions(config.condition_levels or {}, config.vector_sizes or {}, size)
+        self.cell_state = CellState(config.num_genes, config.num_tokens, config.state_size, size)
+        if config.num_layers:
+            self.gene_embedding = nn.Embedding(config.num_genes, size)
+            self.token_embedding = nn.Embedding(config.num_tokens + 2, size)
+            self.state_to_genes = nn.Linear(config.state_size, size)
+            self.evidence_to_genes = nn.Linear(2, size, bias=False)
+            summary_size = CellState.summary_size(config.state_size)
+            self.state_to_condition = nn.Linear(summary_size + config.state_size, size)
+            self.blocks = nn.ModuleList([DiTBlock(config) for _ in range(config.num_layers)])
+            self.final = FinalLayer(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        match module:
+            case ZeroLinear():
+                nn.init.zeros_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            case nn.Linear():
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            case nn.Embedding():
+                nn.init.normal_(module.weight, std=0.5)
+            case CellState():
+                for parameter in (module.token_value, module.gene_value, module.log_precision, module.log_prior):
+                    nn.init.zeros_(parameter)
+                nn.init.ones_(module.mean_count)
+
+    def forward(
+        self,
+        gene_ids: Int[Tensor, "batch genes"],
+        tokens: Int[Tensor, "batch genes"],
+        is_pad: Bool[Tensor, "batch genes"] | None,
+        depth: Float[Tensor, " batch"],
+        categories: dict[str, Int[Tensor, " batch"]] | None = None,
+        vectors: dict[str, Float[Tensor, "batch _"]] | None = None,
+        *,
+        pathway_only: bool = False,
+    ) -> MdscOutput:
+        """Logits of each gene's token.
+
+        Args:
+            gene_ids: rows of the vocabulary; any value at pads.
+            tokens: visible tokens, `mask_token` where a count is hidden, `pad_token` at pads.
+            is_pad: None says that there is no padding, which spares attention its mask.
+            depth: sum of the *visible* counts of these genes.
+            categories: ids of categorical conditions, 0 (or no entry) for unknown.
+            vectors: vector conditions; no entry for unknown.
+            pathway_only: leave the DiT out, as if the model had no layers.
+        """
+        condition = self.conditions(categories, vectors, len(tokens), tokens.device)
+        summary, state, evidence = self.cell_state(gene_ids, tokens, depth, condition)
+        logits = self.output_bias(gene_ids) + self.cell_state.logits(gene_ids, summary, state)
+        if self.config.num_layers and not pathway_only:
+            x = self.gene_embedding(gene_ids) + self.token_embedding(tokens)
+            x = x + self.state_to_genes(state)[:, None, :] + self.evidence_to_genes(evidence)
+            condition = F.silu(self.state_to_condition(torch.cat([summary, state], dim=-1)) + condition)
+            mask = create_bidirectional_mask(self.config, x, None if is_pad is None else ~is_pad)
+            for block in self.blocks:
+                x = block(x, condition, mask)  # (batch, genes, hidden)
+            logits = logits + self.final(x, condition)
+        return MdscOutput(logits=logits, cell_state=state)
+
+
+AutoConfig.register(MdscConfig.model_type, MdscConfig)
+AutoModel.register(MdscConfig, MdscModel)
