@@ -7,6 +7,8 @@ class MdscConfig(PreTrainedConfig):
     """Shape of an `MdscModel`. Sizes are numbers of features; `num_layers=0` is the attention-free `pooled` model."""
 
     model_type = "mdsc"
+    # transformers makes a dataclass of this whose __init__ takes more than its fields; jaxtyping's check cannot know.
+    __no_type_check__ = True
 
     num_genes: int = 0
     """Genes of the vocabulary (rows of the gene tables)."""

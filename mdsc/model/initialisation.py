@@ -94,4 +94,4 @@ def _start_from_svd(model: MdscModel, statistics: ShardStatistics) -> None:
 
 def _set(parameter: torch.Tensor, values: np.ndarray) -> None:
     assert parameter.shape == values.shape, (parameter.shape, values.shape)
-    parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+    parameter.copy_(torch.tensor(values))  # a copy: some of these arrays are read-only
