@@ -1,0 +1,134 @@
+"""`mdsc train`, `accelerate launch train.py`: from options to a trained run folder."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from mdsc.checkpoint import WEIGHTS, Checkpoint, save_checkpoint
+from mdsc.config.schema import DataConfig, TrainConfig
+from mdsc.config.shipped import shipped_config
+from mdsc.config.yaml_flags import parse
+from mdsc.data.condition_levels import condition_levels
+from mdsc.data.loader import CellLoader
+from mdsc.data.shard_statistics import shard_statistics
+from mdsc.data.shards import ShardFolder
+from mdsc.data.tokenizers import make_tokenizer
+from mdsc.model.initialisation import build_model
+from mdsc.training.cpu_processes import start_missing_processes
+from mdsc.training.option_checks import check
+from mdsc.training.plots import plot_losses
+from mdsc.training.progress import RunProgress
+from mdsc.training.tracking import Tracker
+from mdsc.training.trainer import Trainer, make_accelerator, uses_bf16
+
+DESCRIPTION = "Train a model on a folder of shards. Without --config, configs/tiny.yaml is taken."
+
+
+def main(argv: list[str]) -> None:
+    """Train with these options. Runs in every process of `accelerate launch`."""
+    config = parse(TrainConfig, argv, default_yaml=shipped_config("tiny"), description=DESCRIPTION)
+    start_missing_processes()
+    accelerator = make_accelerator()
+    progress = RunProgress(config.train.max_steps, show=accelerator.is_main_process)
+    for line in defaults_taken(config, argv):
+        progress.say(line)
+    _prepare_embedded_cells(config, accelerator, progress)
+    train(config, accelerator, progress)
+    accelerator.end_training()
+
+
+def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) -> Path:
+    """Train and leave checkpoint, metrics.jsonl and loss.png in `config.output_dir`; give that folder."""
+    check(config, accelerator.num_processes)
+    folder = ShardFolder.open(config.data.dir)
+    levels = condition_levels(folder, config.data.condition_columns)
+    tokenizer = make_tokenizer(config.tokenizer.name, config.tokenizer.num_tokens)
+    loader = CellLoader(
+        folder,
+        tokenizer,
+        config.data,
+        seed=config.seed,
+        global_batch_size=config.train.global_batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        levels=levels,
+    )
+    validation_cells = loader.validation_batch(config.validation.num_cells)
+    statistics = shard_statistics(
+        folder, tokenizer, rank=config.model.state_size, validation_fraction=config.data.validation_fraction
+    )
+    # The loader need not know the fitted values: they are for losses and decoding, and change no token.
+    tokenizer = tokenizer.with_values(statistics.token_mean_count)
+    set_seed(config.seed)
+    model = build_model(config.model, tokenizer, statistics, folder.statistics, levels)
+    set_seed(config.seed, device_specific=True)  # dropout differs between processes
+    progress.say(_summary(config, accelerator, folder, model))
+
+    run_folder = Path(config.output_dir)
+    tracker = None
+    if accelerator.is_main_process:
+        if (run_folder / WEIGHTS).is_file():
+            progress.say(f"{run_folder} holds an earlier run, which this one replaces")
+        tracker = Tracker(config)
+
+    with progress, tracker or nullcontext():
+        trainer = Trainer(
+            config,
+            accelerator,
+            model,
+            tokenizer,
+            validation_cells=validation_cells,
+            progress=progress,
+            tracker=tracker,
+        )
+
+        def save(done: int) -> None:
+            if accelerator.is_main_process:
+                parts = Checkpoint(trainer.ema.model, tokenizer, folder.vocabulary, folder.statistics, config)
+                save_checkpoint(run_folder, parts)
+
+        trainer.run(loader.iterate(), save)
+    if accelerator.is_main_process:
+        picture = plot_losses(run_folder, config.train.pathway_steps)
+        progress.say(f"wrote {run_folder / WEIGHTS} and {picture}")
+    accelerator.wait_for_everyone()
+    return run_folder
+
+
+def defaults_taken(config: TrainConfig, argv: list[str]) -> Iterator[str]:
+    """Say what a run took because nothing else was asked for."""
+    if not any(argument.partition("=")[0] == "--config" for argument in argv):
+        yield f"--config is not given: taking {_short(shipped_config('tiny'))}"
+    if config.data.dir == DataConfig().dir:
+        yield f"--data.dir is not given: taking the embedded cells, {config.data.dir}"
+    if config.output_dir == TrainConfig().output_dir:
+        yield f"--output-dir is not given: taking {config.output_dir}"
+
+
+def _prepare_embedded_cells(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) -> None:
+    """Make the shards of the demo where they are asked for and not there yet."""
+    shards = Path(DataConfig().dir)
+    if Path(config.data.dir) == shards and not shards.exists():
+        if accelerator.is_main_process:
+            from mdsc.prep.demo import DemoConfig, prepare_demo
+
+            progress.say(f"{shards} is not there: preparing the embedded cells")
+            prepare_demo(DemoConfig(output_dir=shards.parent))
+        accelerator.wait_for_everyone()
+
+
+def _summary(config: TrainConfig, accelerator: Accelerator, folder: ShardFolder, model: nn.Module) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    precision = "bf16" if uses_bf16(config.train.precision, accelerator.device) else "fp32"
+    return (
+        f"{folder.num_cells('train'):,} cells x {len(folder.vocabulary):,} genes, {parameters / 1e6:.1f}M parameters, "
+        f"{accelerator.num_processes} x {accelerator.device.type}, {precision}"
+    )
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

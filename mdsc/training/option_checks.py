@@ -1,0 +1,59 @@
+"""Numbers that a run cannot start with, found before anything is read."""
+
+from mdsc.config.schema import TrainConfig
+from mdsc.errors import UserError
+from mdsc.training.batch_shares import micro_batch_size
+
+
+def check(config: TrainConfig, num_processes: int) -> None:
+    """Raise UserError for the first option that is out of its range, or does not fit another."""
+    data, model, train, validation = config.data, config.model, config.train, config.validation
+    at_least_one = {
+        "data.num-genes": data.num_genes,
+        "data.num-lanes": data.num_lanes,
+        "data.window": data.window,
+        "model.hidden-size": model.hidden_size,
+        "model.num-heads": model.num_heads,
+        "model.state-size": model.state_size,
+        "train.max-steps": train.max_steps,
+        "train.global-batch-size": train.global_batch_size,
+        "train.log-every": train.log_every,
+        "train.validate-every": train.validate_every,
+        "train.save-every": train.save_every,
+        "validation.num-cells": validation.num_cells,
+    }
+    for name, value in at_least_one.items():
+        _require(value >= 1, name, value, "1 or more")
+    at_least_zero = {
+        "data.prefetch": data.prefetch,
+        "model.num-layers": model.num_layers,
+        "train.weight-decay": train.weight_decay,
+        "train.warmup-steps": train.warmup_steps,
+        "train.pathway-steps": train.pathway_steps,
+        "objective.ordinal-weight": config.objective.ordinal_weight,
+    }
+    for name, value in at_least_zero.items():
+        _require(value >= 0, name, value, "0 or more")
+    for name, value in {"train.learning-rate": train.learning_rate, "train.clip-norm": train.clip_norm}.items():
+        _require(value > 0, name, value, "more than 0")
+    for name, value in {"train.beta2": train.beta2, "train.ema-decay": train.ema_decay}.items():
+        _require(0 <= value < 1, name, value, "0 or more, and less than 1")
+    shares = {"data.uniform-share": data.uniform_share, "train.final-lr-fraction": train.final_lr_fraction}
+    for name, value in shares.items():
+        _require(0 <= value <= 1, name, value, "between 0 and 1")
+    for name, value in {"data.validation-fraction": data.validation_fraction, "model.dropout": model.dropout}.items():
+        _require(0 <= value < 1, name, value, "0 or more, and less than 1")
+    for ratio in validation.mask_ratios:
+        _require(0 < ratio <= 1, "validation.mask-ratios", ratio, "more than 0, and 1 at most")
+    _require(len(validation.mask_ratios) > 0, "validation.mask-ratios", "empty", "one ratio or more")
+    if model.hidden_size % model.num_heads:
+        raise UserError(
+            f"--model.hidden-size {model.hidden_size} is no multiple of --model.num-heads {model.num_heads}: "
+            "each head takes an equal part of the width."
+        )
+    micro_batch_size(train, num_processes)
+
+
+def _require(is_good: bool, name: str, value: float | int | str, wanted: str) -> None:
+    if not is_good:
+        raise UserError(f"--{name} is {value}; give {wanted}.")

@@ -1,0 +1,182 @@
+"""The training loop: the same losses and gradients on any number of processes and with any accumulation.
+
+A step's loss is the sum over the cells of the global batch, divided by their number. What is hidden is keyed by (seed,
+step, place in the global batch), so that neither the share of a process nor the size of a micro-batch changes it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from torch import Tensor, nn
+
+from mdsc.config.schema import TrainConfig
+from mdsc.data.batch import CellBatch
+from mdsc.data.tokenizers import Tokenizer
+from mdsc.diffusion.corruption import corrupt
+from mdsc.diffusion.evidence import hide
+from mdsc.diffusion.losses import objective
+from mdsc.model.bf16 import computes_bf16
+from mdsc.training.batch_shares import micro_batch_size
+from mdsc.training.ema import Ema
+from mdsc.training.finite_guard import PATIENCE, FiniteGuard
+from mdsc.training.optimizer import learning_rate, make_optimizer, step_if
+from mdsc.training.phases import prepare_phase
+from mdsc.training.progress import RunProgress
+from mdsc.training.step_averages import NAMES, StepAverages
+from mdsc.training.tracking import Tracker
+from mdsc.training.validation import record, validate
+
+
+def make_accelerator() -> Accelerator:
+    """Give the accelerator of a run: CUDA devices where there are any, else the CPU."""
+    wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    # Apple's GPUs lack float64, which the keyed draws need.
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[wrapper])
+
+
+class Trainer:
+    """Trains `model` on batches (this process's share of each global batch); `ema.model` is the result."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        validation_cells: CellBatch,
+        progress: RunProgress,
+        tracker: Tracker | None = None,
+    ):
+        """Take over the model; `validation_cells` are all of them, on every process. The tracker is the main one's."""
+        self.config = config
+        self.accelerator = accelerator
+        self.tokenizer = tokenizer
+        self.progress = progress
+        self.tracker = tracker
+        self.device = accelerator.device
+        self.micro_batch_size = micro_batch_size(config.train, accelerator.num_processes)
+        self.model = model.to(self.device).train()
+        for tensor in self.model.state_dict().values():
+            broadcast(tensor)  # all processes start from the main one's weights
+        self.ema = Ema(self.model, config.train.ema_decay)
+        self.parameters = list(self.model.parameters())
+        self.optimizer = make_optimizer(self.model, config.train)
+        self.guard = FiniteGuard(self.device)
+        self.averages = StepAverages(self.device, config.train.global_batch_size)
+        self.values = torch.tensor(tokenizer.values, dtype=torch.float32, device=self.device)
+        # Each process scores its share of them.
+        mine = torch.arange(accelerator.process_index, len(validation_cells), accelerator.num_processes)
+        self.validation_cells = validation_cells.select(mine).to(self.device)
+        self.uses_bf16 = uses_bf16(config.train.precision, self.device)
+        self.has_pads = config.data.gene_draw == "expressed"
+        self._is_pathway_phase: bool | None = None
+
+    def run(self, batches: Iterator[CellBatch], save: Callable[[int], None]) -> None:
+        """Train for max_steps; `save(steps done)` is called on every process, every save_every steps and at the end."""
+        train = self.config.train
+        with closing(batches):
+            self._validate(0)
+            for step in range(train.max_steps):
+                self.step(step, next(batches).to(self.device, non_blocking=True))
+                done, is_last = step + 1, step + 1 == train.max_steps
+                if done % train.log_every == 0 or is_last:
+                    self._log(done)
+                elif done % PATIENCE == 0:
+                    self.guard.check(done)
+                if done % train.validate_every == 0 or is_last:
+                    self._validate(done)
+                if done % train.save_every == 0 or is_last:
+                    with self.averages.paused():
+                        save(done)
+                self.progress.step(done)
+
+    def step(self, step: int, batch: CellBatch) -> None:
+        """One optimiser step on this process's share of global batch `step`. The host does not wait for the device."""
+        train = self.config.train
+        self._enter_phase(step, batch)
+        micro_batches = batch.split(self.micro_batch_size)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for number, cells in enumerate(micro_batches, start=1):
+            with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(self.model):
+                losses = self._losses(self.model, step, cells)
+                # Wrapped models average gradients over processes, but a step's loss is a sum over cells.
+                self.accelerator.backward(
+                    losses["loss"].sum() * self.accelerator.num_processes / train.global_batch_size
+                )
+            totals += torch.stack([losses[name].detach().sum(dtype=torch.float64) for name in NAMES[:3]])
+        totals = self.accelerator.reduce(totals, "sum") / train.global_batch_size
+        norm = nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
+        is_finite = self.guard.admit(totals[0], norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, train)
+        step_if(is_finite, self.optimizer)
+        self.optimizer.zero_grad()
+        self.ema.update(self.accelerator.unwrap_model(self.model))
+        self.averages.add(torch.cat([totals, norm.double()[None]]), is_finite)
+
+    def _losses(self, model: nn.Module, step: int, cells: CellBatch) -> dict[str, Tensor]:
+        """Loss, nll and ordinal term of each cell."""
+        options = self.config.objective
+        corruption = corrupt(
+            cells.is_pad,
+            cells.cell_index,
+            global_batch_size=self.config.train.global_batch_size,
+            seed=self.config.seed,
+            step=step,
+            form=options.form,
+            schedule=options.schedule,
+        )
+        predict = partial(self._predict, model, step < self.config.train.pathway_steps)
+        logits = hide(cells, corruption.hidden).predict(predict, self.tokenizer)
+        return objective(logits, cells.tokens, corruption.hidden, corruption.weight, cells.is_pad, self.values, options)
+
+    def _predict(
+        self, model: nn.Module, pathway_only: bool, gene_ids: Tensor, tokens: Tensor, is_pad: Tensor, *rest
+    ) -> Tensor:
+        is_pad = is_pad if self.has_pads else None  # attention is faster without a mask
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.uses_bf16):
+            return model(gene_ids, tokens, is_pad, *rest, pathway_only=pathway_only).logits
+
+    def _enter_phase(self, step: int, batch: CellBatch) -> None:
+        is_pathway_phase = step < self.config.train.pathway_steps
+        if is_pathway_phase == self._is_pathway_phase:
+            return
+        self._is_pathway_phase = is_pathway_phase
+        model = self.accelerator.unwrap_model(self.model)
+        self.model = model  # lets go of the last phase's wrapper
+        few_cells = batch.select(slice(0, 2))
+        loss_of = lambda model: self._losses(model, step, few_cells)["loss"].sum()  # noqa: E731
+        self.model = prepare_phase(self.accelerator, model, self.optimizer, loss_of)
+
+    def _log(self, done: int) -> None:
+        values = self.averages.take()
+        values["learning_rate"] = learning_rate(done - 1, self.config.train)
+        values["skipped_steps"] = self.guard.check(done)
+        self.progress.measured(done, values)
+        if self.tracker is not None:
+            self.tracker.log(done, values)
+
+    def _validate(self, done: int) -> None:
+        with self.averages.paused():
+            scores = validate(
+                partial(self._predict, self.ema.model, 0 < self.config.train.pathway_steps >= done),
+                self.validation_cells,
+                self.tokenizer,
+                self.config.validation.mask_ratios,
+                batch_size=self.micro_batch_size,
+                sum_over_processes=partial(self.accelerator.reduce, reduction="sum"),
+            )
+        values = record(scores)
+        self.progress.validated(done, values)
+        if self.tracker is not None:
+            self.tracker.log(done, values)
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether `train.precision` means bf16 autocast on this device."""
+    return precision == "bf16" or (precision == "auto" and computes_bf16(device))

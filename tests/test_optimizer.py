@@ -1,0 +1,152 @@
+"""Which weights decay, the learning rate's shape, and steps that bad gradients cannot take."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mdsc.config.schema import OptimConfig
+from mdsc.errors import UserError
+from mdsc.training.batch_shares import micro_batch_size
+from mdsc.training.ema import Ema
+from mdsc.training.finite_guard import PATIENCE, FiniteGuard
+from mdsc.training.optimizer import learning_rate, make_optimizer, parameter_groups, step_if
+
+ONE_PHASE = OptimConfig(max_steps=100, warmup_steps=10, learning_rate=2.0, final_lr_fraction=0.1)
+TWO_PHASES = OptimConfig(max_steps=100, warmup_steps=10, learning_rate=2.0, final_lr_fraction=0.1, pathway_steps=40)
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+        self.linear = nn.Linear(3, 3)
+        self.norm = nn.LayerNorm(3)
+        self.free = nn.Parameter(torch.ones(5, 3))
+
+
+def test_only_matrices_of_linear_layers_decay():
+    model = Parts()
+    decayed, rest = parameter_groups(model, 0.5)
+    assert [id(parameter) for parameter in decayed["params"]] == [id(model.linear.weight)]
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.5, 0.0)
+    assert len(decayed["params"]) + len(rest["params"]) == len(list(model.parameters()))
+
+
+def test_a_table_that_is_also_a_head_does_not_decay():
+    model = Parts()
+    model.head = nn.Linear(3, 5, bias=False)
+    model.head.weight = model.table.weight
+    assert all(parameter is not model.table.weight for parameter in parameter_groups(model, 0.5)[0]["params"])
+
+
+@pytest.mark.parametrize(
+    ("config", "step", "expected"),
+    [
+        pytest.param(ONE_PHASE, 0, 0.2, id="first"),
+        pytest.param(ONE_PHASE, 9, 2.0, id="warm"),
+        pytest.param(ONE_PHASE, 10, 2.0, id="peak"),
+        pytest.param(ONE_PHASE, 55, 1.1, id="half-way"),
+        pytest.param(ONE_PHASE, 100, 0.2, id="end"),
+        pytest.param(TWO_PHASES, 0, 0.2, id="pathway-first"),
+        pytest.param(TWO_PHASES, 39, 2.0, id="pathway-held"),
+        pytest.param(TWO_PHASES, 40, 0.2, id="warm-up-restarts"),
+        pytest.param(TWO_PHASES, 50, 2.0, id="second-peak"),
+        pytest.param(TWO_PHASES, 75, 1.1, id="second-half-way"),
+        pytest.param(TWO_PHASES, 100, 0.2, id="second-end"),
+        pytest.param(OptimConfig(max_steps=20, pathway_steps=40, warmup_steps=0), 20, 5e-5, id="pathway-only-run"),
+        pytest.param(OptimConfig(max_steps=5, warmup_steps=0), 0, 1e-3, id="no-warm-up"),
+    ],
+)
+def test_learning_rate(config: OptimConfig, step: int, expected: float):
+    assert learning_rate(step, config) == pytest.approx(expected)
+
+
+def test_a_bad_step_leaves_weights_and_moments_alone():
+    good, guarded = (nn.Linear(3, 2) for _ in range(2))
+    guarded.load_state_dict(good.state_dict())
+    optimizers = [make_optimizer(model, OptimConfig()) for model in (good, guarded)]
+    for bad in (False, True, False):
+        for model, optimizer in zip((good, guarded), optimizers, strict=True):
+            if bad and model is good:
+                continue  # the reference never hears of the bad step
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, math.nan if bad else 1.0)
+            step_if(torch.tensor(not bad), optimizer)
+    for mine, reference in zip(guarded.parameters(), good.parameters(), strict=True):
+        assert torch.equal(mine, reference)
+        for name, moment in optimizers[0].state[reference].items():
+            assert torch.equal(optimizers[1].state[mine][name], moment)
+
+
+def test_a_weight_without_gradient_gets_no_state():
+    model = Parts()
+    optimizer = make_optimizer(model, OptimConfig())
+    model.linear.weight.grad = torch.ones(3, 3)
+    before = model.table.weight.clone()
+    step_if(torch.tensor(True), optimizer)
+    assert list(optimizer.state) == [model.linear.weight]
+    assert torch.equal(model.table.weight, before)
+
+
+def test_the_guard_counts_and_stops_after_ten_in_a_row():
+    guard = FiniteGuard(torch.device("cpu"))
+    good, bad = torch.tensor(1.0), torch.tensor(math.nan)
+    for loss, norm in [(bad, good)] * (PATIENCE - 1) + [(good, good), (good, torch.tensor(math.inf))]:
+        assert bool(guard.admit(loss, norm)) == bool(loss.isfinite() & norm.isfinite())
+    assert guard.check(11) == PATIENCE
+    for _ in range(PATIENCE):
+        guard.admit(bad, good)
+    guard.admit(good, good)  # the host may look later than it happened
+    with pytest.raises(UserError, match=r"step 22.*not finite 10 times in a row"):
+        guard.check(22)
+
+
+def test_ema_follows_the_warmed_up_decay():
+    model = nn.Linear(1, 1, bias=False)
+    ema = Ema(model, decay=0.3)
+    start = expected = model.weight.item()
+    for number, decay in enumerate([1 / 10, 2 / 11, 3 / 12, 0.3, 0.3], start=1):
+        model.weight.data.fill_(start + number)
+        ema.update(model)
+        expected = decay * expected + (1 - decay) * (start + number)
+    assert ema.model.weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_ema_is_float32_and_apart_from_the_model():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).to(torch.bfloat16).train()
+    ema = Ema(model, decay=0.9)
+    model[1].running_mean.fill_(3.0)
+    ema.update(model)
+    assert {parameter.dtype for parameter in ema.model.parameters()} == {torch.float32}
+    assert not any(parameter.requires_grad for parameter in ema.model.parameters())
+    assert not ema.model.training
+    assert (ema.model[1].running_mean == 3.0).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "processes", "expected"),
+    [
+        pytest.param(OptimConfig(global_batch_size=32), 1, 32, id="all-at-once"),
+        pytest.param(OptimConfig(global_batch_size=32), 4, 8, id="shared-out"),
+        pytest.param(OptimConfig(global_batch_size=32, batch_size=4), 2, 4, id="accumulated"),
+    ],
+)
+def test_micro_batch_size(config: OptimConfig, processes: int, expected: int):
+    assert micro_batch_size(config, processes) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "processes", "words"),
+    [
+        pytest.param(OptimConfig(global_batch_size=32), 3, "global-batch-size 32 .* give 30", id="processes"),
+        pytest.param(OptimConfig(global_batch_size=2), 3, "give 3", id="fewer-cells-than-processes"),
+        pytest.param(OptimConfig(global_batch_size=32, batch_size=5), 2, "batch-size 5 .* give 4", id="accumulation"),
+        pytest.param(OptimConfig(global_batch_size=32, batch_size=64), 1, "give 32", id="more-than-there-are"),
+        pytest.param(OptimConfig(global_batch_size=32, batch_size=0), 1, "give 1", id="none-at-once"),
+    ],
+)
+def test_shares_that_do_not_divide(config: OptimConfig, processes: int, words: str):
+    with pytest.raises(UserError, match=words):
+        micro_batch_size(config, processes)

@@ -1,0 +1,172 @@
+"""`mdsc train` and train.py: a whole run folder, the defaults it took, any number of processes, a user's mistakes."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run import flags, tiny_config, tiny_shards
+
+import mdsc
+from mdsc.checkpoint import load_checkpoint
+from mdsc.cli import main
+from mdsc.config.schema import DataConfig, TrainConfig
+from mdsc.errors import UserError
+from mdsc.training.command import _prepare_embedded_cells, defaults_taken
+from mdsc.training.cpu_processes import asked_for
+from mdsc.training.progress import RunProgress
+from mdsc.training.tracking import Tracker, read_metrics
+from mdsc.training.trainer import make_accelerator
+
+ROOT = Path(mdsc.__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("command")
+    tiny_shards(folder)
+    return folder
+
+
+def test_a_run_leaves_checkpoint_metrics_and_picture(folder: Path, capsys):
+    config = tiny_config(folder, max_steps=4, pathway_steps=2)
+    assert main(["train", *flags(config), "--data.condition-columns", "drug"]) == 0
+    run = Path(config.output_dir)
+    assert {path.name for path in run.iterdir()} == {
+        "config.json", "model.safetensors", "genes.parquet", "tokenizer.json", "training.yaml",
+        "metrics.jsonl", "loss.png",
+    }  # fmt: skip
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        numbers = json.loads(line, parse_constant=pytest.fail)
+        assert all(math.isfinite(number) for number in numbers.values())
+    assert {"loss", "nll", "ordinal", "grad_norm", "learning_rate", "cells_per_second"} <= read_metrics(run)[1].keys()
+    checkpoint = load_checkpoint(run)
+    assert checkpoint.config.train.max_steps == 4
+    assert checkpoint.model.config.condition_levels == {"drug": ["drug 0", "drug 1", "drug 2"]}
+    said = capsys.readouterr().out
+    assert "--config is not given: taking" in said
+    assert "step 4/4" in said
+
+
+def test_defaults_that_were_taken_are_said():
+    assert len(list(defaults_taken(TrainConfig(), []))) == 3
+    config = TrainConfig(data=DataConfig(dir="x"), output_dir="y")
+    assert list(defaults_taken(config, ["--config=z"])) == []
+
+
+def test_embedded_cells_are_prepared_where_they_are_missing(tmp_path: Path, monkeypatch):
+    made = []
+    module = type(sys)("mdsc.prep.demo")
+    module.DemoConfig, module.prepare_demo = dict, made.append
+    monkeypatch.setitem(sys.modules, "mdsc.prep.demo", module)
+    monkeypatch.chdir(tmp_path)
+    arguments = (make_accelerator(), RunProgress(1, show=False))
+    _prepare_embedded_cells(TrainConfig(data=DataConfig(dir="elsewhere")), *arguments)
+    assert made == []
+    _prepare_embedded_cells(TrainConfig(), *arguments)
+    assert made == [{"output_dir": Path("data/demo")}]
+    Path(DataConfig().dir).mkdir(parents=True)
+    _prepare_embedded_cells(TrainConfig(), *arguments)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(["--data.dir", "nowhere"], "nowhere", id="no-shards"),
+        pytest.param(["--train.global-batch-size", "6"], "--data.num-lanes", id="lanes"),
+        pytest.param(["--train.batch-size", "5"], "--train.batch-size 5", id="accumulation"),
+        pytest.param(["--train.log-every", "0"], "--train.log-every is 0; give 1 or more", id="never"),
+        pytest.param(["--train.learning-rate", "-1"], "--train.learning-rate is -1.0", id="negative"),
+        pytest.param(["--validation.mask-ratios", "0.5", "1.5"], "--validation.mask-ratios is 1.5", id="ratio"),
+        pytest.param(["--validation.mask-ratios"], "--validation.mask-ratios is empty", id="no-ratio"),
+        pytest.param(["--model.num-heads", "3"], "--model.hidden-size 16", id="heads"),
+        pytest.param(["--data.validation-fraction", "0"], "--data.validation-fraction", id="no-validation"),
+        pytest.param(["--data.condition-columns", "donor"], "donor", id="no-column"),
+        pytest.param(["--tokenizer.num-tokens", "1"], "num_tokens", id="tokens"),
+        pytest.param(["--model.hidden-dim", "3"], "--model.hidden-size", id="unknown-option"),
+    ],
+)
+def test_mistakes_are_messages_and_leave_nothing(folder: Path, tmp_path: Path, capsys, arguments, words: str):
+    config = tiny_config(folder)
+    assert main(["train", *flags(config), "--output-dir", str(tmp_path / "run"), *arguments]) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_key_in_a_file_is_told(tmp_path: Path, capsys):
+    (tmp_path / "run.yaml").write_text("train:\n  steps: 3\n")
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert "run.yaml, line 2: there is no option train.steps" in capsys.readouterr().err
+
+
+def test_wandb_that_is_not_installed_is_told_before_training(folder: Path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["train", *flags(tiny_config(folder)), "--tracking.wandb"]) == 2
+    assert "pip install 'mdsc[wandb]'" in capsys.readouterr().err
+
+
+def test_wandb_gets_the_same_numbers(tmp_path: Path, monkeypatch):
+    logged = []
+
+    class Run:
+        def log(self, values, step):
+            logged.append((step, values))
+
+        def finish(self, exit_code):
+            logged.append(exit_code)
+
+    wandb = type(sys)("wandb")
+    wandb.init = lambda **options: logged.append(options["project"]) or Run()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = TrainConfig(output_dir=str(tmp_path / "run"))
+    config = type(config)(output_dir=config.output_dir, tracking=type(config.tracking)(wandb=True, project="cells"))
+    with Tracker(config) as tracker:
+        tracker.log(3, {"loss": 1.0})
+    assert logged == ["cells", (3, {"loss": 1.0}), 0]
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path):
+    with Tracker(TrainConfig(output_dir=str(tmp_path))) as tracker:
+        tracker.log(1, {"loss": math.nan, "grad_norm": math.inf, "nll": 0.5})
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": None, "grad_norm": None, "nll": 0.5}]
+
+
+def test_a_failed_run_closes_its_tracker(folder: Path, monkeypatch):
+    monkeypatch.setattr("mdsc.training.trainer.Trainer.step", lambda *_: (_ for _ in ()).throw(UserError("stop")))
+    assert main(["train", *flags(tiny_config(folder))]) == 2
+
+
+@pytest.mark.parametrize(
+    ("launcher", "expected"),
+    [
+        (["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "train.py"], 2),
+        (["python", "accelerate", "launch", "--num-processes=3", "train.py"], 3),
+        (["python", "accelerate", "launch", "train.py"], 1),
+        (["bash", "-c", "python train.py --num_processes 2"], 1),
+    ],
+)
+def test_the_number_of_processes_that_accelerate_was_asked_for(launcher: list[str], expected: int):
+    assert asked_for(launcher) == expected
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(folder: Path):
+    """The command as a user types it; both phases of training; twenty steps."""
+    config = tiny_config(folder, max_steps=20, pathway_steps=7)
+    one, two = str(folder / "one"), str(folder / "two")
+    assert main(["train", *flags(config), "--output-dir", one]) == 0
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    command = [sys.executable, *launch, str(ROOT / "train.py"), *flags(config), "--output-dir", two]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu" in done.stdout
+    pairs = [pair for pair in zip(read_metrics(one), read_metrics(two), strict=True) if "loss" in pair[0]]
+    assert len(pairs) == 20
+    for mine, theirs in pairs:
+        for name in ("loss", "nll", "ordinal", "grad_norm"):
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-5), (mine["step"], name)
