@@ -1,0 +1,156 @@
+"""A checkpoint folder: written so that a kill at any moment leaves a whole one, read so that no weight is ever random.
+
+    config.json, model.safetensors    the network and its averaged weights: all that `from_pretrained` needs
+    genes.parquet                     the gene vocabulary, with statistics of the training cells
+    tokenizer.json                    how counts become tokens
+    training.yaml                     the run's options
+
+It is the top level of a run's folder, beside metrics.jsonl and loss.png, and the folder that is pushed to a hub.
+"""
+
+import filecmp
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.utils import logging
+
+from mdsc.config.schema import TrainConfig
+from mdsc.config.yaml_flags import dump, parse
+from mdsc.data.genes import GeneStatistics, GeneVocabulary
+from mdsc.data.tokenizers import Tokenizer, load_tokenizer
+from mdsc.errors import UserError
+from mdsc.model.modeling import MdscModel
+
+WEIGHTS = "model.safetensors"
+TRAINING = "training.yaml"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model and what is needed to use it."""
+
+    model: MdscModel
+    """On the CPU, float32, in evaluation mode."""
+    tokenizer: Tokenizer
+    vocabulary: GeneVocabulary
+    statistics: GeneStatistics
+    config: TrainConfig | None
+    """The options of the run that trained it; None where training.yaml was not kept."""
+
+
+def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint into a run's folder, whose other files stay. For one process only.
+
+    The new files are written beside and then moved, the weights last. Within a run they alone change, and are replaced
+    at once; where another run's vocabulary or options stand, its weights go first, so that no mixture can be loaded.
+    """
+    folder = Path(folder)
+    beside = folder / ".saving"
+    shutil.rmtree(beside, ignore_errors=True)  # what a killed run has left
+    beside.mkdir(parents=True)
+    try:
+        with _quiet_transformers():
+            checkpoint.model.save_pretrained(beside)
+        # safetensors makes a file that its owner alone can read.
+        shutil.copymode(beside / "config.json", beside / WEIGHTS)
+        checkpoint.vocabulary.save(beside, checkpoint.statistics)
+        checkpoint.tokenizer.save(beside)
+        if checkpoint.config is not None:
+            (beside / TRAINING).write_text(dump(checkpoint.config), encoding="utf-8")
+        changed = [path for path in sorted(beside.iterdir()) if path.name != WEIGHTS and not _same(path, folder)]
+        if changed:
+            (folder / WEIGHTS).unlink(missing_ok=True)
+        for path in [*changed, beside / WEIGHTS]:
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(beside)
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a checkpoint folder; UserError where a part is missing, cut off or does not fit the others."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"--checkpoint: there is no folder {folder}.")
+    vocabulary, statistics = GeneVocabulary.load(folder), GeneStatistics.load(folder)
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder)
+    shape = (model.config.num_genes, model.config.num_tokens)
+    if shape != (len(vocabulary), tokenizer.num_tokens):
+        raise UserError(
+            f"{folder}: the model has {shape[0]} genes and {shape[1]} tokens, but genes.parquet has {len(vocabulary)} "
+            f"and tokenizer.json {tokenizer.num_tokens}: these files are of different checkpoints."
+        )
+    training = folder / TRAINING
+    config = parse(TrainConfig, ["--config", str(training)]) if training.is_file() else None
+    return Checkpoint(model, tokenizer, vocabulary, statistics, config)
+
+
+def load_model(folder: str | Path) -> MdscModel:
+    """Read config.json and model.safetensors.
+
+    transformers fills what a weights file lacks with random numbers and a log message; here that is an error. Nothing
+    but safetensors is read, so that nothing is unpickled.
+    """
+    folder = Path(folder)
+    for name in ("config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} has no {name}: it is not a checkpoint, or its training has not saved one yet "
+                "(--train.save-every)."
+            )
+    try:
+        with _quiet_transformers():
+            model, found = MdscModel.from_pretrained(
+                folder,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are in `found`, by name
+                use_safetensors=True,
+                local_files_only=True,
+                dtype="float32",
+            )
+    except Exception as error:  # a damaged file raises whatever the library under it does
+        raise UserError(f"{folder} cannot be loaded: {_first_line(error)}.\nCopy the checkpoint again.") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if found.get(what):
+            names = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in found[what])
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(
+                f"{folder / WEIGHTS} does not fit config.json: {what.replace('_', ' ')} {', '.join(names[:3])}{more}.\n"
+                "Copy the checkpoint again; its files are of different models."
+            )
+    return model.eval()
+
+
+def newest_run(folder: str | Path = "runs") -> Path:
+    """The run in `folder` whose weights were saved last."""
+    weights = sorted(Path(folder).glob(f"*/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
+    if not weights:
+        raise UserError(f"there is no checkpoint in {folder}/: train one (`mdsc train`), or give --checkpoint.")
+    return weights[-1].parent
+
+
+def _same(path: Path, folder: Path) -> bool:
+    other = folder / path.name
+    return other.is_file() and filecmp.cmp(path, other, shallow=False)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars over what a run prints, and no load reports: what they tell is an error here."""
+    had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
