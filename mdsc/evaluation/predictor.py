@@ -1,0 +1,72 @@
+"""What the harness asks of a model and of a baseline: log-probabilities of tokens, from visible counts alone."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, Self
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Float, Float32, Int16, Int32
+
+from mdsc.data.tokenizers import Tokenizer
+
+Counts = Int32[np.ndarray, "cells genes"]
+Visible = Bool[np.ndarray, "cells genes"]
+LogProbs = Float32[np.ndarray, "cells genes V"]
+
+
+class Predictor(Protocol):
+    """Says what the hidden counts of a cell may be, having seen the visible ones."""
+
+    def log_probs(self, counts: Counts, visible: Visible) -> LogProbs:
+        """log p(token) of every position, (cells, genes, V), float32; each position's probabilities sum to 1.
+
+        counts: raw counts, 0 where not visible. What is said of visible positions is never scored.
+        """
+        ...
+
+
+class Baseline(Predictor, Protocol):
+    """A predictor that is fitted on training cells within seconds, anew for each mask ratio."""
+
+    @classmethod
+    def fit(cls, train: "TrainingCells", hidden: Bool[np.ndarray, "cells genes"]) -> Self:
+        """hidden: positions of the *training* cells, drawn at the mask ratio that will be scored, to tune by."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingCells:
+    """Counts (cells, genes) of whole training cells, dense, and their tokens."""
+
+    counts: Int32[np.ndarray, "cells genes"]
+    tokens: Int16[np.ndarray, "cells genes"]
+    tokenizer: Tokenizer
+
+    @classmethod
+    def of(cls, counts: sp.csr_matrix, tokenizer: Tokenizer) -> Self:
+        return cls(counts.toarray().astype(np.int32), whole_cell_tokens(counts, tokenizer), tokenizer)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.tokenizer.num_tokens
+
+    @cached_property
+    def mean_count(self) -> Float[np.ndarray, " genes"]:
+        return self.counts.mean(axis=0)
+
+    @cached_property
+    def token_counts(self) -> Float[np.ndarray, "genes V"]:
+        """In how many cells each gene has each token."""
+        num_genes = self.tokens.shape[1]
+        index = self.tokens.astype(np.int64) + np.arange(num_genes) * self.num_tokens
+        flat = np.bincount(index.ravel(), minlength=num_genes * self.num_tokens)
+        return flat.reshape(num_genes, self.num_tokens).astype(np.float64)
+
+
+def whole_cell_tokens(counts: sp.csr_matrix, tokenizer: Tokenizer) -> Int16[np.ndarray, "cells genes"]:
+    """Tokens of whole cells, dense: the targets."""
+    counts = counts.copy()
+    counts.eliminate_zeros()
+    tokens = tokenizer.encode(counts.data.astype(np.int32), counts.indptr.astype(np.int64))
+    return sp.csr_matrix((tokens, counts.indices, counts.indptr), shape=counts.shape).toarray()
