@@ -1,7 +1,6 @@
 """Baselines that know each gene but not its neighbours: token frequencies, then these scaled by the cell's depth."""
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -20,7 +19,7 @@ class Majority:
     frequencies: Float32[np.ndarray, " V"]
 
     @classmethod
-    def fit(cls, train: TrainingCells, hidden: Visible) -> Self:
+    def fit(cls, train: TrainingCells, hidden: Visible) -> "Majority":
         return cls(np.log(overall_frequencies(train)).astype(np.float32))
 
     def log_probs(self, counts: Counts, visible: Visible) -> LogProbs:
@@ -34,7 +33,7 @@ class GeneMarginal:
     log_p: Float32[np.ndarray, "genes V"]
 
     @classmethod
-    def fit(cls, train: TrainingCells, hidden: Visible) -> Self:
+    def fit(cls, train: TrainingCells, hidden: Visible) -> "GeneMarginal":
         return cls(np.log(gene_frequencies(train)).astype(np.float32))
 
     def log_probs(self, counts: Counts, visible: Visible) -> LogProbs:
@@ -49,7 +48,7 @@ class DepthMarginal:
     tilt: Tilt
 
     @classmethod
-    def fit(cls, train: TrainingCells, hidden: Visible) -> Self:
+    def fit(cls, train: TrainingCells, hidden: Visible) -> "DepthMarginal":
         cells, genes = drawn_positions(hidden, FIT_POSITIONS)
         s = np.log(depth_ratio(train.counts, ~hidden, train.mean_count))
         base = np.log(gene_frequencies(train))
@@ -68,7 +67,7 @@ def overall_frequencies(train: TrainingCells) -> Float[np.ndarray, " V"]:
 
 
 def gene_frequencies(train: TrainingCells) -> Float[np.ndarray, "genes V"]:
-    """(n_gt + c q_t) / (N + c), q the overall frequencies; c is the pseudo-count with the best leave-one-out likelihood.
+    """(n_gt + c q_t) / (N + c), q the overall frequencies, c the pseudo-count of best leave-one-out likelihood.
 
     Leaving one cell out lowers one n_gt and N by 1, so that the likelihood has a closed form:
     sum_gt n_gt log((n_gt - 1 + c q_t) / (N - 1 + c)).

@@ -8,8 +8,8 @@ nll_counts                  -log p(true count), for the count tokenizer only: nl
 accuracy                    share of positions where the most probable token is the true one
 accuracy_nonzero            the same over positions with x > 0
 mae_log1p                   |log1p(m) - log1p(x)|, mean over positions
-spearman_nonzero            rank correlation of m and x over a cell's positions with x > 0, mean over cells. 0 where m is
-                            constant; cells with fewer than 3 such positions, or with the same x at all, are left out
+spearman_nonzero            rank correlation of m and x over a cell's positions with x > 0, mean over cells; 0 where m
+                            is constant. Cells with fewer than 3 such positions, or one x at all, are left out
 zero_rate_error             |mean p(0) - share of x = 0|
 zero_rate_error_max_decile  the largest of these over ten groups of genes by mean expression
 crps                        continuous ranked probability score of log1p(count), mean over positions (Gneiting & Raftery
@@ -17,7 +17,7 @@ crps                        continuous ranked probability score of log1p(count),
 """
 
 from dataclasses import dataclass, fields
-from typing import Self
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Integer
@@ -55,10 +55,10 @@ class CellScores:
     zeros_observed: Float64[np.ndarray, "cells deciles"]
 
     @classmethod
-    def concatenated(cls, parts: list[Self]) -> Self:
+    def concatenated(cls, parts: list["CellScores"]) -> "CellScores":
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
-    def __add__(self, other: Self) -> Self:
+    def __add__(self, other: "CellScores") -> "CellScores":
         """Scores of the same cells, hidden twice."""
         return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
@@ -110,7 +110,7 @@ def score_cells(
 ) -> CellScores:
     """Scores of one batch of cells. tokens, counts: the truth; table: `decode_table`; deciles: `expression_deciles`;
     nll_within_token: -log p(count | token), where the tokenizer has it."""
-    num_cells, _, num_tokens = log_probs.shape
+    num_cells = len(log_probs)
     cell, gene = np.nonzero(hidden)
     log_p = log_probs[cell, gene]
     p = np.exp(log_p)
@@ -119,14 +119,12 @@ def score_cells(
     correct = log_p.argmax(axis=1) == token
     # Cell by cell, because each has its own counts for the tokens.
     bounds = np.searchsorted(cell, np.arange(num_cells + 1))
-    mean, crps = np.empty(len(cell)), np.empty(len(cell))
-    for i in range(num_cells):
-        rows = slice(bounds[i], bounds[i + 1])
+    mean, crps, spearman = np.empty(len(cell)), np.empty(len(cell)), np.empty(num_cells)
+    for i, (start, stop) in enumerate(pairwise(bounds)):
+        rows = slice(start, stop)
         mean[rows] = p[rows] @ table[i]
         crps[rows] = crps_of(p[rows], np.log1p(table[i]), np.log1p(count[rows]))
-    spearman = np.array(
-        [_spearman(mean[a:b][is_nonzero[a:b]], count[a:b][is_nonzero[a:b]]) for a, b in zip(bounds, bounds[1:])]
-    )
+        spearman[i] = _spearman(mean[rows][is_nonzero[rows]], count[rows][is_nonzero[rows]])
 
     def per_cell(values: np.ndarray) -> np.ndarray:
         return np.bincount(cell, weights=values, minlength=num_cells)

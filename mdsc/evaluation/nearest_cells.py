@@ -1,7 +1,6 @@
 """Baseline: the tokens of the training cells that are most like the visible part of a cell."""
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -10,7 +9,7 @@ from mdsc.evaluation.marginals import DepthMarginal
 from mdsc.evaluation.predictor import Counts, LogProbs, TrainingCells, Visible
 from mdsc.evaluation.tilting import depth_ratio
 
-NUM_NEIGHBOURS = (5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500)
+NUM_NEIGHBOURS = (5, 10, 20, 30, 50, 75, 100, 150, 200, 300)
 PSEUDO_COUNTS = (1.0, 3.0, 10.0, 20.0, 40.0, 80.0)
 DEPTH_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
 TUNING_CELLS = 300
@@ -21,10 +20,10 @@ class NearestCells:
     """Token frequencies among the k nearest training cells, shrunk towards the depth-scaled marginal:
     (n_t + c p_depth(t)) / (k + c).
 
-    The distance, over the visible genes only, is 1 - cosine of log1p(counts at equal depth), each gene less its training
-    mean, plus w times the squared difference of log depths: neighbours of another depth have other tokens. A plain
-    Euclidean distance is clearly worse on real cells. k, c and w are chosen by leaving training cells out, their
-    positions hidden at the same mask ratio.
+    The distance, over the visible genes only, is 1 - cosine of log1p(counts at equal depth), each gene less its mean
+    over the training cells, plus w times the squared difference of log depths: neighbours of another depth have other
+    tokens. (A Euclidean distance is clearly worse on real cells.) k, c and w are chosen by leaving training cells out,
+    their positions hidden at the same mask ratio.
     """
 
     train: TrainingCells
@@ -34,7 +33,7 @@ class NearestCells:
     depth_weight: float
 
     @classmethod
-    def fit(cls, train: TrainingCells, hidden: Visible) -> Self:
+    def fit(cls, train: TrainingCells, hidden: Visible) -> "NearestCells":
         depth_marginal = DepthMarginal.fit(train, hidden)
         num_cells = len(train.counts)
         assert num_cells > 1, "nearest cells need at least two training cells"

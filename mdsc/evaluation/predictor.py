@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -30,7 +30,7 @@ class Baseline(Predictor, Protocol):
     """A predictor that is fitted on training cells within seconds, anew for each mask ratio."""
 
     @classmethod
-    def fit(cls, train: "TrainingCells", hidden: Bool[np.ndarray, "cells genes"]) -> Self:
+    def fit(cls, train: "TrainingCells", hidden: Bool[np.ndarray, "cells genes"]) -> "Baseline":
         """hidden: positions of the *training* cells, drawn at the mask ratio that will be scored, to tune by."""
         ...
 
@@ -44,7 +44,7 @@ class TrainingCells:
     tokenizer: Tokenizer
 
     @classmethod
-    def of(cls, counts: sp.csr_matrix, tokenizer: Tokenizer) -> Self:
+    def of(cls, counts: sp.csr_matrix, tokenizer: Tokenizer) -> "TrainingCells":
         return cls(counts.toarray().astype(np.int32), whole_cell_tokens(counts, tokenizer), tokenizer)
 
     @property

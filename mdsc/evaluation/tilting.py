@@ -7,7 +7,6 @@ would be a_t = t, b = 0, and the tilted law exactly the Poisson law of the new r
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Integer
@@ -33,7 +32,7 @@ class Tilt:
         scores: Float[np.ndarray, "positions scores"],
         genes: Int[np.ndarray, " positions"],
         tokens: Integer[np.ndarray, " positions"],
-    ) -> Self:
+    ) -> "Tilt":
         """Maximum likelihood, with a unit Gaussian prior (against a hundred thousand positions) that keeps tokens that
         hardly occur near no tilt at all."""
         base = base.astype(np.float32)
