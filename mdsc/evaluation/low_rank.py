@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from mdsc.evaluation.marginals import FIT_POSITIONS, gene_frequencies
-from mdsc.evaluation.predictor import Counts, LogProbs, TrainingCells, Visible
+from mdsc.evaluation.predictor import Baseline, Counts, LogProbs, TrainingCells, Visible
 from mdsc.evaluation.tilting import Tilt, depth_ratio, drawn_positions
 
 RANKS = (5, 10, 20, 40)
@@ -15,7 +15,7 @@ NUM_FOLDS = 4
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Baseline):
     """Truncated SVD of log1p(counts at equal depth), less each gene's mean.
 
     A cell's few coordinates z come from its visible genes by ridge regression onto the gene loadings (loadings times
@@ -66,7 +66,7 @@ class LowRank:
         loadings, noise = _loadings(x)
         return cls(mean_count, gene_mean, loadings[:, :rank], float(factor * noise[rank]), tilt)
 
-    def log_probs(self, counts: Counts, visible: Visible) -> LogProbs:
+    def predict(self, counts: Counts, visible: Visible) -> LogProbs:
         seen = (_expression(counts, visible, self.mean_count) - self.gene_mean) * visible
         predicted = _reconstruct(seen, visible, self.loadings, self.ridge)
         s = np.log(depth_ratio(counts, visible, self.mean_count))

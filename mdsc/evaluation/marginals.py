@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32
 
-from mdsc.evaluation.predictor import Counts, LogProbs, TrainingCells, Visible
+from mdsc.evaluation.predictor import Baseline, Counts, LogProbs, TrainingCells, Visible
 from mdsc.evaluation.tilting import Tilt, depth_ratio, drawn_positions
 
 PSEUDO_COUNTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -13,7 +13,7 @@ FIT_POSITIONS = 60_000
 
 
 @dataclass(frozen=True)
-class Majority:
+class Majority(Baseline):
     """One law for all genes and cells, the overall token frequencies; its most probable token is the majority token."""
 
     frequencies: Float32[np.ndarray, " V"]
@@ -22,12 +22,12 @@ class Majority:
     def fit(cls, train: TrainingCells, hidden: Visible) -> "Majority":
         return cls(np.log(overall_frequencies(train)).astype(np.float32))
 
-    def log_probs(self, counts: Counts, visible: Visible) -> LogProbs:
+    def predict(self, counts: Counts, visible: Visible) -> LogProbs:
         return np.broadcast_to(self.frequencies, (*counts.shape, len(self.frequencies)))
 
 
 @dataclass(frozen=True)
-class GeneMarginal:
+class GeneMarginal(Baseline):
     """Token frequencies of each gene over the training cells, shrunk towards the overall ones."""
 
     log_p: Float32[np.ndarray, "genes V"]
@@ -36,12 +36,12 @@ class GeneMarginal:
     def fit(cls, train: TrainingCells, hidden: Visible) -> "GeneMarginal":
         return cls(np.log(gene_frequencies(train)).astype(np.float32))
 
-    def log_probs(self, counts: Counts, visible: Visible) -> LogProbs:
+    def predict(self, counts: Counts, visible: Visible) -> LogProbs:
         return np.broadcast_to(self.log_p, (len(counts), *self.log_p.shape))
 
 
 @dataclass(frozen=True)
-class DepthMarginal:
+class DepthMarginal(Baseline):
     """The gene marginal tilted by one score: s = log(visible depth / expected depth of the same genes)."""
 
     mean_count: Float[np.ndarray, " genes"]
@@ -55,7 +55,7 @@ class DepthMarginal:
         tilt = Tilt.fit(base, s[cells][:, None], genes, train.tokens[cells, genes])
         return cls(train.mean_count, tilt)
 
-    def log_probs(self, counts: Counts, visible: Visible) -> LogProbs:
+    def predict(self, counts: Counts, visible: Visible) -> LogProbs:
         s = np.log(depth_ratio(counts, visible, self.mean_count))
         return self.tilt.log_probs(np.broadcast_to(s[:, None, None], (*counts.shape, 1)))
 

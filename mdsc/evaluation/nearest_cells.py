@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from mdsc.evaluation.marginals import DepthMarginal
-from mdsc.evaluation.predictor import Counts, LogProbs, TrainingCells, Visible
+from mdsc.evaluation.predictor import Baseline, Counts, LogProbs, TrainingCells, Visible
 from mdsc.evaluation.tilting import depth_ratio
 
 NUM_NEIGHBOURS = (5, 10, 20, 30, 50, 75, 100, 150, 200, 300)
@@ -16,7 +16,7 @@ TUNING_CELLS = 300
 
 
 @dataclass(frozen=True)
-class NearestCells:
+class NearestCells(Baseline):
     """Token frequencies among the k nearest training cells, shrunk towards the depth-scaled marginal:
     (n_t + c p_depth(t)) / (k + c).
 
@@ -42,7 +42,7 @@ class NearestCells:
         true = train.tokens[cells]
         backing = np.empty(true.shape, dtype=np.float32)
         for row in range(len(cells)):
-            log_p = depth_marginal.log_probs(counts[row : row + 1], visible[row : row + 1])[0]
+            log_p = depth_marginal.predict(counts[row : row + 1], visible[row : row + 1])[0]
             backing[row] = np.exp(np.take_along_axis(log_p, true[row].astype(np.int64)[:, None], axis=1)[:, 0])
 
         sizes = np.array([k for k in NUM_NEIGHBOURS if k < num_cells] or [num_cells - 1])
@@ -52,7 +52,7 @@ class NearestCells:
         for weight in DEPTH_WEIGHTS:
             distance = shape + weight * depth
             distance[np.arange(len(cells)), cells] = np.inf  # leave the cell itself out
-            nearest = _nearest(distance, sizes[-1])
+            nearest = _nearest(distance, int(sizes[-1]))
             nll = np.zeros((len(PSEUDO_COUNTS), len(sizes)))
             for row in range(len(cells)):
                 genes = np.flatnonzero(~visible[row])
@@ -64,10 +64,10 @@ class NearestCells:
             best = min(best, (float(nll[c, k]), int(sizes[k]), PSEUDO_COUNTS[c], weight))
         return cls(train, depth_marginal, *best[1:])
 
-    def log_probs(self, counts: Counts, visible: Visible) -> LogProbs:
+    def predict(self, counts: Counts, visible: Visible) -> LogProbs:
         shape, depth = _distances(self.train, counts, visible)
         nearest = _nearest(shape + self.depth_weight * depth, self.num_neighbours)
-        p = self.pseudo_count * np.exp(self.depth_marginal.log_probs(counts, visible))
+        p = self.pseudo_count * np.exp(self.depth_marginal.predict(counts, visible))
         num_genes, num_tokens = p.shape[1:]
         offset = np.arange(num_genes) * num_tokens
         for row, neighbours in enumerate(nearest):

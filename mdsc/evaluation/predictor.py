@@ -1,5 +1,6 @@
 """What the harness asks of a model and of a baseline: log-probabilities of tokens, from visible counts alone."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -9,6 +10,7 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float, Float32, Int16, Int32
 
 from mdsc.data.tokenizers import Tokenizer
+from mdsc.diffusion.evidence import Evidence
 
 Counts = Int32[np.ndarray, "cells genes"]
 Visible = Bool[np.ndarray, "cells genes"]
@@ -18,21 +20,28 @@ LogProbs = Float32[np.ndarray, "cells genes V"]
 class Predictor(Protocol):
     """Says what the hidden counts of a cell may be, having seen the visible ones."""
 
-    def log_probs(self, counts: Counts, visible: Visible) -> LogProbs:
+    def log_probs(self, cells: Evidence) -> LogProbs:
         """log p(token) of every position, (cells, genes, V), float32; each position's probabilities sum to 1.
 
-        counts: raw counts, 0 where not visible. What is said of visible positions is never scored.
+        What is said of visible positions is never scored.
         """
         ...
 
 
-class Baseline(Predictor, Protocol):
+class Baseline(ABC):
     """A predictor that is fitted on training cells within seconds, anew for each mask ratio."""
 
     @classmethod
-    def fit(cls, train: "TrainingCells", hidden: Bool[np.ndarray, "cells genes"]) -> "Baseline":
+    @abstractmethod
+    def fit(cls, train: "TrainingCells", hidden: Visible) -> "Baseline":
         """hidden: positions of the *training* cells, drawn at the mask ratio that will be scored, to tune by."""
-        ...
+
+    @abstractmethod
+    def predict(self, counts: Counts, visible: Visible) -> LogProbs:
+        """`log_probs`, from arrays. counts: 0 where not visible."""
+
+    def log_probs(self, cells: Evidence) -> LogProbs:
+        return self.predict(cells.counts.numpy(), cells.visible.numpy())
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class TrainingCells:
 def whole_cell_tokens(counts: sp.csr_matrix, tokenizer: Tokenizer) -> Int16[np.ndarray, "cells genes"]:
     """Tokens of whole cells, dense: the targets."""
     counts = counts.copy()
-    counts.eliminate_zeros()
+    counts.sum_duplicates()
+    counts.eliminate_zeros()  # stored zeros are zeros: only true nonzeros are ranked
     tokens = tokenizer.encode(counts.data.astype(np.int32), counts.indptr.astype(np.int64))
     return sp.csr_matrix((tokens, counts.indices, counts.indptr), shape=counts.shape).toarray()

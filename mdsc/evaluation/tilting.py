@@ -15,13 +15,19 @@ from scipy.special import logsumexp
 
 from mdsc.evaluation.predictor import Counts, Visible
 
+PRIOR_PRECISION = 0.1  # of each coefficient: a standard deviation of 3
+
 
 @dataclass(frozen=True)
 class Tilt:
-    """base: log p_g(t); coefficients: a_{m,t} of the scores, and b_t in the last row."""
+    """A fitted tilt. Scores beyond what the fit has seen are held at its bounds: exponents extrapolate badly."""
 
     base: Float32[np.ndarray, "genes V"]
+    """log p_g(t)"""
     coefficients: Float32[np.ndarray, "scores_plus_one V"]
+    """a_{m,t} of the scores, and b_t in the last row"""
+    lowest: Float32[np.ndarray, " scores"]
+    highest: Float32[np.ndarray, " scores"]
     loss: float
     """Mean nll of the positions it was fitted on, with the prior."""
 
@@ -33,19 +39,18 @@ class Tilt:
         genes: Int[np.ndarray, " positions"],
         tokens: Integer[np.ndarray, " positions"],
     ) -> "Tilt":
-        """Maximum likelihood, with a unit Gaussian prior (against a hundred thousand positions) that keeps tokens that
-        hardly occur near no tilt at all."""
-        base = base.astype(np.float32)
+        """Maximum likelihood, with a wide Gaussian prior that keeps tokens that hardly occur near no tilt at all."""
+        base, scores = base.astype(np.float32), scores.astype(np.float32)
         # Tokens that do not occur here are left as they are; a rank tokenizer uses a third of its 64.
         number = np.bincount(tokens, minlength=base.shape[1])
         used = np.flatnonzero(number)
         column = np.searchsorted(used, tokens)
         gene_base = base[:, used][genes]
-        features = np.column_stack([scores, np.ones(len(scores))]).astype(np.float32)
+        features = np.column_stack([scores, np.ones(len(scores), dtype=np.float32)])
         seen = np.stack([np.bincount(column, weights=feature, minlength=len(used)) for feature in features.T])
         rows = np.arange(len(tokens))
         # Curvature grows with how often a token occurs: measured in these units the problem is round.
-        unit = 1 / np.sqrt(number[used] + 1.0)
+        unit = 1 / np.sqrt(number[used] + PRIOR_PRECISION)
 
         def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
             a = flat.reshape(seen.shape) * unit
@@ -55,17 +60,17 @@ class Tilt:
             p = np.exp(logits, out=logits)
             total = p.sum(axis=1, keepdims=True)
             p /= total
-            loss = np.log(total).sum(dtype=np.float64) - at_true + (a**2).sum() / 2
-            gradient = (features.T @ p - seen + a) * unit
+            loss = np.log(total).sum(dtype=np.float64) - at_true + PRIOR_PRECISION * (a**2).sum() / 2
+            gradient = (features.T @ p - seen + PRIOR_PRECISION * a) * unit
             return loss / len(rows), gradient.ravel() / len(rows)
 
         best = minimize(loss_and_gradient, np.zeros(seen.size), jac=True, method="L-BFGS-B", options={"maxiter": 50})
         coefficients = np.zeros((seen.shape[0], base.shape[1]), dtype=np.float32)
         coefficients[:, used] = best.x.reshape(seen.shape) * unit
-        return cls(base, coefficients, float(best.fun))
+        return cls(base, coefficients, scores.min(axis=0), scores.max(axis=0), float(best.fun))
 
     def log_probs(self, scores: Float[np.ndarray, "cells genes scores"]) -> Float32[np.ndarray, "cells genes V"]:
-        logits = scores.astype(np.float32) @ self.coefficients[:-1]
+        logits = np.clip(scores.astype(np.float32), self.lowest, self.highest) @ self.coefficients[:-1]
         logits += self.base + self.coefficients[-1]
         return normalised(logits)
 
