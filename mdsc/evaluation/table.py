@@ -1,0 +1,68 @@
+"""The table that a person reads, and a plain sentence on who wins."""
+
+from typing import TYPE_CHECKING
+
+from mdsc.evaluation.inpaint import MODEL, InpaintResult
+from mdsc.evaluation.metrics import LOWER_IS_BETTER
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEADINGS = {
+    "nll": "nll ↓",
+    "accuracy": "accuracy ↑",
+    "accuracy_nonzero": "of nonzeros ↑",
+    "mae_log1p": "MAE log1p ↓",
+    "spearman_nonzero": "Spearman ↑",
+    "zero_rate_error": "zero rate off ↓",
+    "crps": "CRPS ↓",
+}
+
+
+def scores_table(result: InpaintResult) -> "Table":
+    """A block of rows for each mask ratio, by nll; the model in bold, the best of each column starred."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title="Inpainting, hidden positions only (nats per gene; ± standard error)")
+    table.add_column("hidden", justify="right")
+    table.add_column("predictor")
+    for heading in HEADINGS.values():
+        table.add_column(heading, justify="right")
+    for ratio, by_name in result.scores.items():
+        metrics = {name: scores.metrics() for name, scores in by_name.items()}
+        errors = {name: scores.standard_errors() for name, scores in by_name.items()}
+        best = {
+            metric: (min if LOWER_IS_BETTER[metric] else max)(row[metric] for row in metrics.values())
+            for metric in HEADINGS
+        }
+        for place, name in enumerate(sorted(metrics, key=lambda name: metrics[name]["nll"])):
+            cells = []
+            for metric in HEADINGS:
+                text = f"{metrics[name][metric]:.4f}"
+                if metric == "nll":
+                    text += f" ± {errors[name][metric]:.4f}"
+                cells.append(f"{text} [green]*[/]" if metrics[name][metric] == best[metric] else f"{text}  ")
+            table.add_row(
+                f"{ratio:.0%}" if place == 0 else "",
+                name,
+                *cells,
+                style="bold cyan" if name == MODEL else "",
+                end_section=place == len(metrics) - 1,
+            )
+    return table
+
+
+def verdicts(result: InpaintResult) -> list[str]:
+    """One sentence for each mask ratio: whether the model beats the best baseline, and by how much."""
+    sentences = []
+    for ratio in result.scores:
+        if (comparison := result.comparison(ratio)) is None:
+            continue
+        name, difference, error = comparison
+        gap = f"{abs(difference):.4f} ± {error:.4f} nats per gene"
+        if difference < 0:
+            sentences.append(f"{ratio:.0%} hidden: the model beats the best baseline, {name}, by {gap}.")
+        else:
+            sentences.append(f"{ratio:.0%} hidden: the baseline {name} BEATS the model by {gap}.")
+    return sentences
