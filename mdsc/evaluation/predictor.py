@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,6 +17,7 @@ Visible = Bool[np.ndarray, "cells genes"]
 LogProbs = Float32[np.ndarray, "cells genes V"]
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """Says what the hidden counts of a cell may be, having seen the visible ones."""
 

@@ -10,13 +10,17 @@ if TYPE_CHECKING:
 
 HEADINGS = {
     "nll": "nll ↓",
-    "accuracy": "accuracy ↑",
-    "accuracy_nonzero": "of nonzeros ↑",
-    "mae_log1p": "MAE log1p ↓",
-    "spearman_nonzero": "Spearman ↑",
-    "zero_rate_error": "zero rate off ↓",
-    "crps": "CRPS ↓",
+    "accuracy": "acc ↑",
+    "accuracy_nonzero": "acc x>0 ↑",
+    "mae_log1p": "mae ↓",
+    "spearman_nonzero": "rho x>0 ↑",
+    "zero_rate_error": "zeros ↓",
+    "crps": "crps ↓",
 }
+CAPTION = (
+    "Hidden positions only. nll: nats per gene ± standard error; acc: accuracy; mae: of log1p(mean count); "
+    "rho: Spearman; zeros: error of the zero rate; x>0: where the true count is above 0. * best"
+)
 
 
 def scores_table(result: InpaintResult) -> "Table":
@@ -24,11 +28,11 @@ def scores_table(result: InpaintResult) -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title="Inpainting, hidden positions only (nats per gene; ± standard error)")
+    table = Table(box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left", padding=(0, 1))
     table.add_column("hidden", justify="right")
     table.add_column("predictor")
     for heading in HEADINGS.values():
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for ratio, by_name in result.scores.items():
         metrics = {name: scores.metrics() for name, scores in by_name.items()}
         errors = {name: scores.standard_errors() for name, scores in by_name.items()}
