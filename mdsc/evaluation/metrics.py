@@ -183,7 +183,8 @@ def nll_difference(first: CellScores, second: CellScores, num_draws: int = 200) 
 def _spearman(predicted: np.ndarray, true: np.ndarray) -> float:
     if len(true) < 3 or (true == true[0]).all():
         return np.nan
-    a, b = rankdata(predicted), rankdata(true)
+    # Rounded, so that equal predictions which a matrix product has made differ in the last bit are ties.
+    a, b = rankdata(np.round(np.log1p(predicted), 5)), rankdata(true)
     a, b = a - a.mean(), b - b.mean()
     norm = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / norm) if norm > 0 else 0.0
