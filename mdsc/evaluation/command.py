@@ -77,7 +77,7 @@ def inpaint(config: InpaintConfig) -> dict:
     checkpoint = load_checkpoint(folder)
     test, train = _read_cells(config, checkpoint, console.print)
 
-    places = test.places if train is None else np.intersect1d(test.places, train.places)
+    places = np.sort(test.places) if train is None else np.intersect1d(test.places, train.places)
     if len(places) == 0:
         raise UserError(f"--train: {train.name} has no gene in common with {test.name}; name the genes alike.")
     cells = HeldOutCells(
@@ -102,7 +102,7 @@ def inpaint(config: InpaintConfig) -> dict:
         repeats=config.repeats,
         say=console.print,
     )
-    console.print(scores_table(result))
+    console.print(scores_table(result), soft_wrap=False)
     for sentence in verdicts(result):
         console.print(sentence)
 

@@ -127,9 +127,8 @@ def score_inpainting(
         predictors: dict[str, Predictor] = {} if model is None else {MODEL: model}
         if train is not None:
             hidden = _hidden_in_training(train, ratio, seed)
-            for name, kind in baselines.items():
-                say(f"{ratio:.0%} hidden: fitting {name}")
-                predictors[name] = kind.fit(train, hidden)
+            say(f"{ratio:.0%} hidden: fitting {', '.join(baselines)}")
+            predictors |= {name: kind.fit(train, hidden) for name, kind in baselines.items()}
         say(f"{ratio:.0%} hidden: scoring")
         result[ratio] = _score(predictors, cells, tokenizer, ratio, range(seed, seed + repeats), deciles)
     return InpaintResult(result)
