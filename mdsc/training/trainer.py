@@ -81,6 +81,7 @@ class Trainer:
         train = self.config.train
         with closing(batches):
             self._validate(0)
+            self.progress.done(0)
             for step in range(train.max_steps):
                 self.step(step, next(batches).to(self.device, non_blocking=True))
                 done, is_last = step + 1, step + 1 == train.max_steps
@@ -93,7 +94,7 @@ class Trainer:
                 if done % train.save_every == 0 or is_last:
                     with self.averages.paused():
                         save(done)
-                self.progress.step(done)
+                self.progress.done(done)
 
     def step(self, step: int, batch: CellBatch) -> None:
         """One optimiser step on this process's share of global batch `step`. The host does not wait for the device."""
@@ -157,7 +158,7 @@ class Trainer:
         values = self.averages.take()
         values["learning_rate"] = learning_rate(done - 1, self.config.train)
         values["skipped_steps"] = self.guard.check(done)
-        self.progress.measured(done, values)
+        self.progress.measured(values)
         if self.tracker is not None:
             self.tracker.log(done, values)
 
@@ -172,7 +173,7 @@ class Trainer:
                 sum_over_processes=partial(self.accelerator.reduce, reduction="sum"),
             )
         values = record(scores)
-        self.progress.validated(done, values)
+        self.progress.validated(values)
         if self.tracker is not None:
             self.tracker.log(done, values)
 
