@@ -156,12 +156,13 @@ def test_the_number_of_processes_that_accelerate_was_asked_for(launcher: list[st
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(folder: Path):
-    """The command as a user types it; both phases of training; twenty steps."""
+    """The command as a user types it, accumulating on top; both phases of training; twenty steps."""
     config = tiny_config(folder, max_steps=20, pathway_steps=7)
     one, two = str(folder / "one"), str(folder / "two")
     assert main(["train", *flags(config), "--output-dir", one]) == 0
     launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
     command = [sys.executable, *launch, str(ROOT / "train.py"), *flags(config), "--output-dir", two]
+    command += ["--train.batch-size", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "2 x cpu" in done.stdout

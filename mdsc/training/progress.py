@@ -28,37 +28,36 @@ class RunProgress:
             )
             self._task = self._bar.add_task("", total=max_steps, numbers="")
         self._loss = self._validation = self._speed = ""
-        self._started = self._last_line = time.monotonic()
+        self._has_news = self._is_validated = False
+        self._last_line, self._last_step = time.monotonic(), 0
 
-    def step(self, step: int) -> None:
-        """A step is done; `step` of them so far."""
-        if self._bar is not None:
-            numbers = "  ".join(filter(None, (self._loss, self._validation, self._speed)))
-            self._bar.update(self._task, completed=step, numbers=numbers)
-
-    def measured(self, step: int, values: dict[str, float | int]) -> None:
-        """New averages since the last ones: loss and cells_per_second are shown."""
+    def measured(self, values: dict[str, float | int]) -> None:
+        """New averages: `loss` and `cells_per_second` are shown."""
         self._loss = f"loss {values['loss']:.4f}"
         self._speed = f"{values['cells_per_second']:,.0f} cells/s"
-        if self._bar is None and time.monotonic() - self._last_line >= QUIET:
-            self._line(step)
+        self._has_news = True
 
-    def validated(self, step: int, values: dict[str, float | int]) -> None:
-        """New validation scores."""
+    def validated(self, values: dict[str, float | int]) -> None:
+        """New scores: `validation_nll` is shown."""
         self._validation = f"validation nll {values['validation_nll']:.4f}"
-        if self._bar is None:
-            self._line(step)
+        self._is_validated = True
+
+    def done(self, step: int) -> None:
+        """Show that `step` steps are done, and what was told since."""
+        numbers = "  ".join(filter(None, (self._loss, self._validation, self._speed)))
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, numbers=numbers)
+        elif self._is_validated or (self._has_news and time.monotonic() - self._last_line >= QUIET):
+            now, steps = time.monotonic(), step - self._last_step
+            left = (now - self._last_line) / steps * (self.max_steps - step) if steps else 0
+            line = f"step {step:,}/{self.max_steps:,}  {numbers}"
+            self.say(f"{line}  {timedelta(seconds=round(left))} left" if left else line)
+            self._last_line, self._last_step = now, step
+            self._has_news = self._is_validated = False
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         self.console.print(text, markup=False)
-
-    def _line(self, step: int) -> None:
-        self._last_line = time.monotonic()
-        elapsed = self._last_line - self._started
-        left = f"{timedelta(seconds=round(elapsed / step * (self.max_steps - step)))} left" if step else ""
-        parts = (f"step {step:,}/{self.max_steps:,}", self._loss, self._validation, self._speed, left)
-        self.say("  ".join(filter(None, parts)))
 
     def __enter__(self) -> "RunProgress":
         if self._bar is not None:

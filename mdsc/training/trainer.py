@@ -35,7 +35,8 @@ def make_accelerator() -> Accelerator:
     """Give the accelerator of a run: CUDA devices where there are any, else the CPU."""
     wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     # Apple's GPUs lack float64, which the keyed draws need.
-    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[wrapper])
+    # Precision is `train.precision`, whatever the launcher's --mixed_precision: the head stays in float32.
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[wrapper])
 
 
 class Trainer:
@@ -61,6 +62,7 @@ class Trainer:
         self.device = accelerator.device
         self.micro_batch_size = micro_batch_size(config.train, accelerator.num_processes)
         self.model = model.to(self.device).train()
+        self.wrapped_model = self.model  # for several processes, once a phase begins
         for tensor in self.model.state_dict().values():
             broadcast(tensor)  # all processes start from the main one's weights
         self.ema = Ema(self.model, config.train.ema_decay)
@@ -81,6 +83,7 @@ class Trainer:
         train = self.config.train
         with closing(batches):
             self._validate(0)
+            self.progress.done(0)
             for step in range(train.max_steps):
                 self.step(step, next(batches).to(self.device, non_blocking=True))
                 done, is_last = step + 1, step + 1 == train.max_steps
@@ -93,7 +96,7 @@ class Trainer:
                 if done % train.save_every == 0 or is_last:
                     with self.averages.paused():
                         save(done)
-                self.progress.step(done)
+                self.progress.done(done)
 
     def step(self, step: int, batch: CellBatch) -> None:
         """One optimiser step on this process's share of global batch `step`. The host does not wait for the device."""
@@ -102,8 +105,8 @@ class Trainer:
         micro_batches = batch.split(self.micro_batch_size)
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         for number, cells in enumerate(micro_batches, start=1):
-            with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(self.model):
-                losses = self._losses(self.model, step, cells)
+            with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(self.wrapped_model):
+                losses = self._losses(self.wrapped_model, step, cells)
                 # Wrapped models average gradients over processes, but a step's loss is a sum over cells.
                 self.accelerator.backward(
                     losses["loss"].sum() * self.accelerator.num_processes / train.global_batch_size
@@ -116,7 +119,7 @@ class Trainer:
             group["lr"] = learning_rate(step, train)
         step_if(is_finite, self.optimizer)
         self.optimizer.zero_grad()
-        self.ema.update(self.accelerator.unwrap_model(self.model))
+        self.ema.update(self.model)
         self.averages.add(torch.cat([totals, norm.double()[None]]), is_finite)
 
     def _losses(self, model: nn.Module, step: int, cells: CellBatch) -> dict[str, Tensor]:
@@ -147,17 +150,20 @@ class Trainer:
         if is_pathway_phase == self._is_pathway_phase:
             return
         self._is_pathway_phase = is_pathway_phase
-        model = self.accelerator.unwrap_model(self.model)
-        self.model = model  # lets go of the last phase's wrapper
         few_cells = batch.select(slice(0, 2))
-        loss_of = lambda model: self._losses(model, step, few_cells)["loss"].sum()  # noqa: E731
-        self.model = prepare_phase(self.accelerator, model, self.optimizer, loss_of)
+        del self.wrapped_model  # the last phase's hooks go with it
+        self.wrapped_model = prepare_phase(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            lambda model: self._losses(model, step, few_cells)["loss"].sum(),
+        )
 
     def _log(self, done: int) -> None:
         values = self.averages.take()
         values["learning_rate"] = learning_rate(done - 1, self.config.train)
         values["skipped_steps"] = self.guard.check(done)
-        self.progress.measured(done, values)
+        self.progress.measured(values)
         if self.tracker is not None:
             self.tracker.log(done, values)
 
@@ -172,7 +178,7 @@ class Trainer:
                 sum_over_processes=partial(self.accelerator.reduce, reduction="sum"),
             )
         values = record(scores)
-        self.progress.validated(done, values)
+        self.progress.validated(values)
         if self.tracker is not None:
             self.tracker.log(done, values)
 
