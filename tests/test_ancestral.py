@@ -219,6 +219,7 @@ def test_hidden_counts_of_a_batch_never_reach_the_model(joint):
     evidence = hide(cells, hidden)
     assert (evidence.counts[hidden] == 0).all()
     assert torch.equal(evidence.hidden, hidden)
+    assert torch.equal(evidence.visible, ~hidden & ~cells.is_pad)
     assert torch.equal(evidence.counts[evidence.visible], cells.counts[evidence.visible])
     changed = replace(cells, counts=torch.where(hidden, 2, cells.counts), tokens=torch.where(hidden, 2, cells.tokens))
     predictions = [hide(some, hidden).predict(joint.predict, joint.tokenizer) for some in (cells, changed)]

@@ -92,13 +92,27 @@ def test_a_cell_is_hidden_alike_alone_and_in_any_batch(form, schedule):
 @pytest.mark.parametrize("key", ["seed", "step"])
 def test_seed_and_step_change_what_is_hidden(form, schedule, key):
     options = {"global_batch_size": 16, "seed": 3, "step": 2, "form": form, "schedule": schedule}
-    first = corrupt(no_pads(16, 50), torch.arange(16), **options)
+    first = corrupt(no_pads(16, 200), torch.arange(16), **options)
     options[key] += 1
-    second = corrupt(no_pads(16, 50), torch.arange(16), **options)
+    second = corrupt(no_pads(16, 200), torch.arange(16), **options)
     assert not torch.equal(first.weight, second.weight)
-    # Not one corruption, shifted by a cell, either.
-    agreement = (first.hidden[1:] == second.hidden[:-1]).double().mean()
-    assert agreement < 0.75
+    # Nor is it the same order of positions, cut at another length: the less hidden one would lie within the other.
+    shares = torch.stack([first.hidden, second.hidden]).double().mean(2)
+    some = ((shares > 0.1) & (shares < 0.9)).all(0)
+    assert some.sum() >= 8
+    both = (first.hidden & second.hidden).double().mean(1)
+    assert (both < shares.amin(0))[some].all()
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["same position", "next position"])
+def test_neighbouring_cells_hide_independent_positions(shift):
+    """With 1,000 cells neighbours hide almost equally many; independent choices of a share s agree in s^2 + (1-s)^2,
+    which is 2/3 on average over s."""
+    hidden = corrupt(no_pads(1000, 64), torch.arange(1000), global_batch_size=1000, seed=0, step=0).hidden
+    agreement = (hidden[:-1, shift:] == hidden[1:, : 64 - shift]).double().mean()
+    assert agreement.item() == pytest.approx(2 / 3, abs=0.01)
+    half = hide_fraction(no_pads(1000, 64), 0.5, seed=0, cell_index=torch.arange(1000))
+    assert (half[:-1, shift:] == half[1:, : 64 - shift]).double().mean().item() == pytest.approx(1 / 2, abs=0.01)
 
 
 @pytest.mark.parametrize(("form", "schedule"), FORMS)
@@ -167,11 +181,16 @@ def test_one_cells_share_of_hidden_positions_is_uniform_over_the_steps(form):
 @pytest.mark.parametrize("ratio", [0.0, 0.2, 0.5, 0.8, 1.0])
 def test_hide_fraction_hides_exactly_that_many_of_the_real_positions(ratio):
     is_pad = torch.zeros(40, 57, dtype=torch.bool)
-    is_pad[:, 50:] = True
+    is_pad[:20, 53:] = True
     hidden = hide_fraction(is_pad, ratio, seed=0, cell_index=torch.arange(40))
-    assert (hidden.sum(1) == round(ratio * 50)).all()
+    assert (hidden[:20].sum(1) == round(ratio * 53)).all()  # 10.6, 26.5 and 42.4 among them
+    assert (hidden[20:].sum(1) == round(ratio * 57)).all()  # 11.4, 28.5 and 45.6
     assert not (hidden & is_pad).any()
     assert ratio in (0, 1) or len(hidden.unique(dim=0)) == 40
+    some = torch.tensor([31, 5])
+    assert torch.equal(hide_fraction(is_pad[some], ratio, seed=0, cell_index=some), hidden[some])
+    other = hide_fraction(is_pad, ratio, seed=1, cell_index=torch.arange(40))
+    assert torch.equal(other, hidden) == (ratio in (0, 1))
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.5, float("nan")])

@@ -84,6 +84,15 @@ def test_extra_pads_change_no_loss(ordinal):
         torch.testing.assert_close(padded[name], plain[name], rtol=1e-14, atol=0)
 
 
+def test_a_cell_of_pads_alone_costs_nothing():
+    batch = example()
+    batch["is_pad"][3] = True
+    batch["hidden"][3] = False
+    batch["weight"][3] = 0
+    got = objective(**batch, config=ObjectiveConfig())
+    assert all(value[3] == 0 for value in got.values())
+
+
 def test_what_the_logits_say_of_visible_positions_changes_nothing():
     batch = example()
     config = ObjectiveConfig(ordinal="crps")

@@ -46,6 +46,7 @@ def mean_matching(
     squared: bool = True,
 ) -> Float[Tensor, "batch genes"]:
     """(sum_j p_j v_j - v_x)^2 for the values v of the tokens; without the square, its absolute value."""
+    # No product of matrices: autocast would take it in bfloat16.
     difference = (log_p.exp() * v).sum(dim=-1) - v[tokens]
     return difference.square() if squared else difference.abs()
 
@@ -99,20 +100,18 @@ def objective(
     tokens: those of the whole cell, anything at pads. hidden, weight: the corruption. values: the count that each token
     stands for; the ordinal terms compare log1p of it. nll is in nats per gene and never contains the ordinal term.
     """
-    # Under autocast a product of matrices here would be taken in bfloat16.
-    with torch.autocast(device_type=logits.device.type, enabled=False):
-        targets = tokens.masked_fill(~hidden, 0)
-        log_p = log_probs(logits)
-        nll = per_gene(cross_entropy(log_p, targets), hidden, weight, is_pad)
-        if config.ordinal == "none":
-            return {"loss": nll, "nll": nll, "ordinal": torch.zeros_like(nll)}
-        v = values.to(device=log_p.device, dtype=log_p.dtype).log1p()
-        if config.ordinal == "crps":
-            score = crps(log_p, targets, v)
-        else:
-            score = mean_matching(log_p, targets, v, squared=config.ordinal == "mean_matching")
-        ordinal = per_gene(score, hidden, weight, is_pad)
-        return {"loss": nll + config.ordinal_weight * ordinal, "nll": nll, "ordinal": ordinal}
+    targets = tokens.masked_fill(~hidden, 0)
+    log_p = log_probs(logits)
+    nll = per_gene(cross_entropy(log_p, targets), hidden, weight, is_pad)
+    if config.ordinal == "none":
+        return {"loss": nll, "nll": nll, "ordinal": torch.zeros_like(nll)}
+    v = values.to(device=log_p.device, dtype=log_p.dtype).log1p()
+    if config.ordinal == "crps":
+        score = crps(log_p, targets, v)
+    else:
+        score = mean_matching(log_p, targets, v, squared=config.ordinal == "mean_matching")
+    ordinal = per_gene(score, hidden, weight, is_pad)
+    return {"loss": nll + config.ordinal_weight * ordinal, "nll": nll, "ordinal": ordinal}
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
