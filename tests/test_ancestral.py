@@ -13,6 +13,7 @@ from scipy import stats
 from mdsc.data.tokenizers import make_tokenizer
 from mdsc.diffusion.corruption import hide_fraction
 from mdsc.diffusion.evidence import Evidence, hide
+from mdsc.diffusion.keyed_random import Stream, keyed_uniform
 from mdsc.errors import UserError
 from mdsc.sampling.ancestral import ancestral, time_grid
 from mdsc.sampling.categorical import draw
@@ -250,6 +251,40 @@ def test_draw_always_finds_a_token_of_some_probability(num_tokens):
     u = torch.full((2000,), 1 - 2.0**-53, dtype=torch.float64)
     assert (draw(logits, u) < num_tokens - 1).all()
     assert (draw(logits, 1 - u) >= 0).all()
+
+
+@pytest.mark.parametrize(("margin", "token"), [(1e-13, 0), (-1e-13, 1)])
+def test_the_samplers_draws_keep_all_digits(joint, margin, token):
+    """A model that says p(0) = u + margin, for the very u that is drawn, decides by the 13th digit."""
+    nothing = joint.nothing_known(1)
+    u = keyed_uniform(Stream.TOKEN, 4, nothing.cell_index[:, None], torch.arange(3))
+
+    def predict(*_):
+        return torch.stack([u + margin, 1 - u - margin, torch.zeros_like(u)], -1).log()
+
+    assert (ancestral(predict, nothing, joint.tokenizer, num_steps=2, seed=4) == token).all()
+
+
+def test_the_seed_draws_other_tokens_even_when_all_come_in_one_step(joint):
+    first, second = (sample(joint, num_steps=1, seed=seed) for seed in (0, 1))
+    agreement = (first == second).double().mean(0)
+    by_chance = joint.conditionals[-1].square().sum(-1)
+    torch.testing.assert_close(agreement, by_chance, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["rank", "quantile", "count"])
+def test_drawn_tokens_become_the_counts_that_they_stand_for_in_this_cell(name):
+    _, evidence, tokenizer = example(tokenizer=name)
+    logits = torch.full((tokenizer.num_tokens,), -torch.inf)
+    logits[45] = 0
+    states = [evidence]
+    ancestral(lambda gene_ids, *_: logits.expand(*gene_ids.shape, len(logits)), evidence, tokenizer, num_steps=3,
+              seed=0, callback=lambda step, state: states.append(state))  # fmt: skip
+    for before, after in pairwise(states):
+        new = after.visible & ~before.visible
+        expected = tokenizer.decode(torch.full_like(before.gene_ids, 45), before.counts, before.visible)
+        assert torch.equal(after.counts[new].long(), expected[new])
+    assert (states[-1].counts[evidence.hidden] != 45).any()
 
 
 def test_temperature_divides_the_logits():

@@ -99,7 +99,7 @@ def test_seed_and_step_change_what_is_hidden(form, schedule, key):
     # Nor is it the same order of positions, cut at another length: the less hidden one would lie within the other.
     shares = torch.stack([first.hidden, second.hidden]).double().mean(2)
     some = ((shares > 0.1) & (shares < 0.9)).all(0)
-    assert some.sum() >= 8
+    assert some.sum() >= 4
     both = (first.hidden & second.hidden).double().mean(1)
     assert (both < shares.amin(0))[some].all()
 
