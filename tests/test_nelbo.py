@@ -124,7 +124,21 @@ def test_a_cell_scores_the_same_alone_and_under_any_memory_bound(joint, form, sc
     assert math.isnan(alone.error)
 
 
-def test_the_seed_matters(joint):
+def test_the_seed_changes_how_many_and_which_positions_are_hidden(joint):
+    hidden = []
+    for seed in (0, 1):
+        nelbo(joint.predict, joint.tokenizer, joint.batch(joint.cells), seed=seed, num_draws=1)
+        hidden.append(joint.calls[-1] == joint.num_tokens)
+    number = torch.stack(hidden).sum(2)
+    assert (number[0] != number[1]).any()
+    both = (hidden[0] & hidden[1]).sum(1)
+    assert (both < number.amin(0)).any()  # or the smaller set would always lie within the other
+
+
+def test_the_schedule_reaches_the_corruption(joint):
     cells = joint.batch(joint.cells)
-    first, second = (nelbo(joint.predict, joint.tokenizer, cells, seed=seed).per_cell for seed in (0, 1))
-    assert not torch.equal(first, second)
+    linear, cosine = (
+        nelbo(joint.predict, joint.tokenizer, cells, form="continuous", schedule=schedule).per_cell
+        for schedule in ("linear", "cosine")
+    )
+    assert not torch.equal(linear, cosine)
