@@ -52,6 +52,7 @@ def test_strata_of_a_batch_are_evenly_spaced_from_a_uniform_start():
     u = strata(torch.tensor(0.63, dtype=torch.float64), torch.arange(8), 8)
     assert u.sort().values.tolist() == pytest.approx([0.005 + j / 8 for j in range(8)])
     assert u[0].item() == 0.63
+    assert u[1].item() == 0.755
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
