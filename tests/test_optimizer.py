@@ -1,6 +1,7 @@
 """Which weights decay, the learning rate's shape, and steps that bad gradients cannot take."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,13 +9,23 @@ from torch import nn
 
 from mdsc.config.schema import OptimConfig
 from mdsc.errors import UserError
+from mdsc.model.configuration import MdscConfig
+from mdsc.model.modeling import MdscModel
 from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import PATIENCE, FiniteGuard
-from mdsc.training.optimizer import learning_rate, make_optimizer, parameter_groups, step_if
+from mdsc.training.optimizer import (
+    OUTPUT_BIAS_RATE,
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+    step_if,
+)
 
 ONE_PHASE = OptimConfig(max_steps=100, warmup_steps=10, learning_rate=2.0, final_lr_fraction=0.1)
-TWO_PHASES = OptimConfig(max_steps=100, warmup_steps=10, learning_rate=2.0, final_lr_fraction=0.1, pathway_steps=40)
+TWO_PHASES = replace(ONE_PHASE, pathway_steps=40, pathway_learning_rate=3.0)
+DECAYS = OptimConfig(weight_decay=0.5, gene_weight_decay=0.25)
 
 
 class Parts(nn.Module):
@@ -28,17 +39,33 @@ class Parts(nn.Module):
 
 def test_only_matrices_of_linear_layers_decay():
     model = Parts()
-    decayed, rest = parameter_groups(model, 0.5)
+    decayed, rest = parameter_groups(model, DECAYS)
     assert [id(parameter) for parameter in decayed["params"]] == [id(model.linear.weight)]
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.5, 0.0)
     assert len(decayed["params"]) + len(rest["params"]) == len(list(model.parameters()))
 
 
-def test_a_table_that_is_also_a_head_does_not_decay():
+def test_gene_vectors_decay_at_their_own_rate_and_the_output_bias_learns_slowly():
+    model = MdscModel(MdscConfig(num_genes=9, num_tokens=4, hidden_size=8, num_layers=1, num_heads=2, state_size=3))
+    groups = parameter_groups(model, DECAYS)
+    of = {id(parameter): group for group in groups for parameter in group["params"]}
+    assert len(of) == len(list(model.parameters()))
+    for vectors in (model.cell_state.gene_in, model.cell_state.gene_out):
+        assert (of[id(vectors.weight)]["weight_decay"], of[id(vectors.weight)]["rate"]) == (0.25, 1.0)
+    assert of[id(model.gene_embedding.weight)]["weight_decay"] == 0.0
+    assert of[id(model.output_bias.weight)]["weight_decay"] == 0.0
+    optimizer = make_optimizer(model, DECAYS)
+    set_learning_rate(optimizer, 0.2)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.2, 0.2 * OUTPUT_BIAS_RATE}
+    assert next(group["lr"] for group in optimizer.param_groups if group["params"][0] is model.output_bias.weight) < 0.2
+
+
+def test_a_table_that_is_also_a_head_does_not_decay_twice():
     model = Parts()
     model.head = nn.Linear(3, 5, bias=False)
     model.head.weight = model.table.weight
-    assert all(parameter is not model.table.weight for parameter in parameter_groups(model, 0.5)[0]["params"])
+    groups = parameter_groups(model, DECAYS)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize(
@@ -49,8 +76,8 @@ def test_a_table_that_is_also_a_head_does_not_decay():
         pytest.param(ONE_PHASE, 10, 2.0, id="peak"),
         pytest.param(ONE_PHASE, 55, 1.1, id="half-way"),
         pytest.param(ONE_PHASE, 100, 0.2, id="end"),
-        pytest.param(TWO_PHASES, 0, 0.2, id="pathway-first"),
-        pytest.param(TWO_PHASES, 39, 2.0, id="pathway-held"),
+        pytest.param(TWO_PHASES, 0, 0.3, id="pathway-first"),
+        pytest.param(TWO_PHASES, 39, 3.0, id="pathway-held"),
         pytest.param(TWO_PHASES, 40, 0.2, id="warm-up-restarts"),
         pytest.param(TWO_PHASES, 50, 2.0, id="second-peak"),
         pytest.param(TWO_PHASES, 75, 1.1, id="second-half-way"),

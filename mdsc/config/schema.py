@@ -50,8 +50,10 @@ class ModelConfig:
     """Size of the cell state that the pathway beside attention carries."""
     gene_init: Literal["svd", "random"] = "svd"
     """Start of the gene vectors: a truncated SVD of the training cells, or noise."""
+    state_dropout: float = 0.0
+    """Dropout of the features of the cell state; pays where there are few cells."""
     dropout: float = 0.0
-    """Dropout inside the blocks."""
+    """Dropout of what a block adds, attention and MLP alike."""
     attention: str = "sdpa"
     """Attention of transformers' interface: sdpa, eager, flash_attention_2, flex_attention, ..."""
 
@@ -79,7 +81,9 @@ class OptimConfig:
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.01
-    """On matrices of the trunk; never on gene or token tables, gains and biases."""
+    """On matrices of linear layers; never on token tables, gains and biases."""
+    gene_weight_decay: float = 0.0
+    """On the gene vectors of the cell-state pathway; pays where there are few cells and all genes are often drawn."""
     beta2: float = 0.99
     """AdamW's second beta (the first is 0.9)."""
     warmup_steps: int = 100
@@ -90,6 +94,8 @@ class OptimConfig:
     """Gradients are clipped to this norm."""
     ema_decay: float = 0.999
     """Decay of the averaged weights, warmed up; these are what is validated, saved and sampled from."""
+    pathway_learning_rate: float = 4e-3
+    """Learning rate of the first pathway_steps."""
     pathway_steps: int = 0
     """Of max_steps, the first ones train the cell-state pathway alone, which is some ten times faster."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

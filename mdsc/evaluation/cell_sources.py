@@ -35,6 +35,12 @@ class SourceCells:
         column_of = {place: column for column, place in enumerate(self.places.tolist())}
         return self.counts[:, [column_of[place] for place in places.tolist()]]
 
+    def in_vocabulary(self, places: Int64[np.ndarray, " shared"], num_genes: int) -> sp.csr_matrix:
+        """Counts (cells, num_genes) of the whole vocabulary, nothing but zeros where a gene is not in `places`."""
+        counts = self.restricted(places).tocoo()
+        shape = (counts.shape[0], num_genes)
+        return sp.csr_matrix((counts.data, (counts.row, places[counts.col])), shape=shape)
+
 
 def read_h5ad(
     path: str | Path,

@@ -14,6 +14,7 @@ import tyro
 from mdsc import __version__
 from mdsc.atomic import replacing
 from mdsc.checkpoint import Checkpoint, load_checkpoint, newest_run
+from mdsc.config.schema import TrainConfig
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.evaluation.cell_sources import SourceCells, held_out_split, level_ids, read_h5ad, read_shards
@@ -49,6 +50,8 @@ class InpaintConfig:
     """Times that each cell is hidden and scored."""
     max_cells: int = 2000
     """Cells scored at most, drawn evenly."""
+    pooled_steps: int = 3000
+    """Optimiser steps of the attention-free `pooled` baseline; 0 leaves it out."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -83,8 +86,19 @@ def inpaint(config: InpaintConfig) -> dict:
     cells = HeldOutCells(
         test.restricted(places), places, level_ids(test.conditions, checkpoint.model.config.condition_levels or {})
     )
-    fitted = None if train is None else TrainingCells.of(train.restricted(places), checkpoint.tokenizer)
+    train_cells = None if train is None else TrainingCells.of(train.restricted(places), checkpoint.tokenizer)
     console.print(_summary(test, train, places))
+    fitted = {}
+    if train is not None and config.pooled_steps:
+        from mdsc.evaluation.pooled import fit_pooled  # the trainer, and accelerate with it
+
+        console.print(f"training pooled, the model without attention, for {config.pooled_steps:,} steps")
+        fitted["pooled"] = fit_pooled(
+            train.in_vocabulary(places, len(checkpoint.vocabulary)),
+            checkpoint.vocabulary,
+            checkpoint.config or TrainConfig(),
+            max_steps=config.pooled_steps,
+        )
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = checkpoint.model.to(device)
@@ -97,7 +111,8 @@ def inpaint(config: InpaintConfig) -> dict:
         checkpoint.tokenizer,
         config.mask_ratios,
         model=ModelPredictor(predict, checkpoint.tokenizer, device),
-        train=fitted,
+        train=train_cells,
+        fitted=fitted,
         seed=config.seed,
         repeats=config.repeats,
         say=console.print,
@@ -130,6 +145,8 @@ def _check(config: InpaintConfig) -> None:
     for flag, number in (("--repeats", config.repeats), ("--max-cells", config.max_cells)):
         if number < 1:
             raise UserError(f"{flag} is {number}; it takes 1 or more.")
+    if config.pooled_steps < 0:
+        raise UserError(f"--pooled-steps is {config.pooled_steps}; it takes 0 (leave pooled out) or more.")
     if config.report is not None and config.report.suffix.lower() != ".png":
         raise UserError(f"--report: {config.report} does not end in .png.")
 

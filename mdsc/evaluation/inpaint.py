@@ -109,6 +109,7 @@ def score_inpainting(
     model: Predictor | None = None,
     train: TrainingCells | None = None,
     baselines: Mapping[str, type[Baseline]] = BASELINES,
+    fitted: Mapping[str, Predictor] | None = None,
     seed: int = 0,
     repeats: int = 1,
     say: Callable[[str], None] = lambda text: None,
@@ -116,6 +117,7 @@ def score_inpainting(
     """Score at each mask ratio, on the same hidden positions for all.
 
     train: cells that the baselines are fitted on, same genes; without them there are no baselines.
+    fitted: further baselines, which serve all mask ratios as they are.
     seed: what is hidden is a function of (seed, place of the cell, place of the gene).
     repeats: how many times each cell is hidden and scored, with seed, seed + 1, ....
     """
@@ -129,6 +131,7 @@ def score_inpainting(
             hidden = _hidden_in_training(train, ratio, seed)
             say(f"{ratio:.0%} hidden: fitting {', '.join(baselines)}")
             predictors |= {name: kind.fit(train, hidden) for name, kind in baselines.items()}
+        predictors |= fitted or {}
         say(f"{ratio:.0%} hidden: scoring")
         result[ratio] = _score(predictors, cells, tokenizer, ratio, range(seed, seed + repeats), deciles)
     return InpaintResult(result)

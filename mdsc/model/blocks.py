@@ -42,20 +42,18 @@ class Attention(nn.Module):
             key,
             value,
             mask,
-            dropout=self.config.dropout if self.training else 0.0,
             scaling=query.shape[-1] ** -0.5,
             is_causal=False,
         )
         return self.out(rearrange(mixed, "b n h d -> b n (h d)"))
 
 
-def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def eager_attention(module, query, key, value, attention_mask, scaling, **kwargs):
     """softmax(q k^T) v in plain PyTorch, with the signature of transformers' attention interface."""
     scores = query @ key.transpose(-2, -1) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
 
 

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 class CellState(nn.Module):
     """Pools the visible genes of each cell into a state, and reads the state out as logits of every gene."""
 
-    NUM_DEPTH_FEATURES = 3
+    PRIOR_DEPTH = 10.0  # counts; weight of the mean cell in the estimate of a cell's depth
 
-    def __init__(self, num_genes: int, num_tokens: int, state_size: int, condition_size: int):
+    def __init__(self, num_genes: int, num_tokens: int, state_size: int, condition_size: int, dropout: float):
         super().__init__()
+        self.dropout = dropout
         self.num_tokens = num_tokens
         self.token_value = nn.Parameter(torch.zeros(num_tokens))  # log1p of a token's typical count at the start
         self.gene_value = nn.Parameter(torch.zeros(num_genes))  # b
@@ -33,17 +34,13 @@ class CellState(nn.Module):
         self.gene_out = nn.Embedding(num_genes, state_size)  # f
         self.register_buffer("mean_count", torch.ones(num_genes))  # over training cells; scales the observed depth
         width = 2 * state_size
-        self.skip = nn.Linear(self.summary_size(state_size), state_size)
-        self.enter = nn.Linear(self.summary_size(state_size), width)
+        self.skip = nn.Linear(state_size + 1, state_size)
+        self.enter = nn.Linear(state_size + 1, width)
         self.condition = nn.Linear(condition_size, width, bias=False)
         self.middle = nn.Linear(width, width)
         self.leave = nn.Linear(width, state_size)
         self.readout = ZeroLinear(state_size, num_tokens, bias=False)
         self.depth_readout = ZeroLinear(1, num_tokens, bias=False)
-
-    @classmethod
-    def summary_size(cls, state_size: int) -> int:
-        return state_size + cls.NUM_DEPTH_FEATURES
 
     def forward(
         self,
@@ -55,7 +52,7 @@ class CellState(nn.Module):
         """What the visible genes say, always in float32. depth: sum of the visible counts.
 
         Returns:
-            the pooled summary: posterior mean of z and depth features,
+            the pooled summary: posterior mean of z and log relative depth,
             the state bent from it,
             and of each gene what the factor model expects of it (over the gene's mean), and how far its visible value
             lies from that, in standard deviations (0 where it is not visible): what is left for attention to explain.
@@ -63,10 +60,11 @@ class CellState(nn.Module):
         with torch.autocast(gene_ids.device.type, enabled=False):
             visible = (tokens < self.num_tokens).float()
             mean, evidence = self.posterior(gene_ids, tokens, visible)
-            summary = torch.cat([mean, self.depth_features(gene_ids, visible, depth.float())], dim=-1)
+            summary = torch.cat([mean, self.log_relative_depth(gene_ids, visible, depth.float())[:, None]], dim=-1)
             bent = F.silu(self.enter(summary) + self.condition(condition.float()))
             bent = F.silu(self.middle(bent))
-            return summary, self.skip(summary) + self.leave(bent), evidence
+            state = F.dropout(self.skip(summary) + self.leave(bent), self.dropout, self.training)
+            return summary, state, evidence
 
     def posterior(
         self,
@@ -86,20 +84,19 @@ class CellState(nn.Module):
         surprise = (residual - expected) * root_precision * visible
         return mean[..., 0] * (0.5 * self.log_prior).exp(), torch.stack([expected, surprise], dim=-1)
 
-    def depth_features(
+    def log_relative_depth(
         self,
         gene_ids: Int[Tensor, "batch genes"],
         visible: Float[Tensor, "batch genes"],
         depth: Float[Tensor, " batch"],
-    ) -> Float[Tensor, "batch 3"]:
-        """log(observed / expected depth of the visible genes), log observed depth, log number of visible genes.
+    ) -> Float[Tensor, " batch"]:
+        """log(observed / expected depth of the visible genes), both with PRIOR_DEPTH counts added.
 
-        The first is on the scale of one cell whatever genes are visible, so that a model trained on 1,024 genes reads
-        20,000; the other two tell how much it can be trusted. The last two are divided by 10 to be of order one.
+        That is the posterior mean of a Poisson rate under a gamma prior with mean 1: near 0 while little is visible.
+        It is on the same scale whatever genes are visible, so that a model trained on 1,024 genes can read 20,000.
         """
         expected = (self.mean_count[gene_ids] * visible).sum(dim=-1)
-        ratio = torch.log((depth + 1.0) / (expected + 1.0))
-        return torch.stack([ratio, torch.log1p(depth) / 10.0, torch.log1p(visible.sum(dim=-1)) / 10.0], dim=-1)
+        return torch.log((depth + self.PRIOR_DEPTH) / (expected + self.PRIOR_DEPTH))
 
     def logits(
         self,
@@ -107,10 +104,10 @@ class CellState(nn.Module):
         summary: Float[Tensor, "batch summary"],
         state: Float[Tensor, "batch state"],
     ) -> Float[Tensor, "batch genes tokens"]:
-        """The low-rank head: W (state * f_gene) + W' depth ratio, in float32."""
+        """The low-rank head: W (state * f_gene) + W' log relative depth, in float32."""
         with torch.autocast(gene_ids.device.type, enabled=False):
-            ratio = summary[:, -self.NUM_DEPTH_FEATURES, None]
-            return self.readout(state[:, None, :] * self.gene_out(gene_ids)) + self.depth_readout(ratio)[:, None, :]
+            by_depth = self.depth_readout(summary[:, -1:])[:, None, :]
+            return self.readout(state[:, None, :] * self.gene_out(gene_ids)) + by_depth
 
 
 class ZeroLinear(nn.Linear):

@@ -20,7 +20,10 @@ class MdscConfig(PreTrainedConfig):
     mlp_ratio: float = 4.0
     state_size: int = 64
     """Features of the cell state that runs beside attention."""
+    state_dropout: float = 0.0
+    """Dropout of the features of that state."""
     dropout: float = 0.0
+    """Dropout of what a block adds, attention and MLP alike."""
     condition_levels: dict[str, list[str]] | None = None
     """Levels of each categorical condition, in the order of their ids 1, 2, ...; id 0 is the null."""
     vector_sizes: dict[str, int] | None = None

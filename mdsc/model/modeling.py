@@ -48,14 +48,13 @@ class MdscModel(PreTrainedModel):
         size = config.hidden_size
         self.output_bias = nn.Embedding(config.num_genes, config.num_tokens)
         self.conditions = Conditions(config.condition_levels or {}, config.vector_sizes or {}, size)
-        self.cell_state = CellState(config.num_genes, config.num_tokens, config.state_size, size)
+        self.cell_state = CellState(config.num_genes, config.num_tokens, config.state_size, size, config.state_dropout)
         if config.num_layers:
             self.gene_embedding = nn.Embedding(config.num_genes, size)
             self.token_embedding = nn.Embedding(config.num_tokens + 2, size)
             self.state_to_genes = nn.Linear(config.state_size, size)
             self.evidence_to_genes = nn.Linear(2, size, bias=False)
-            summary_size = CellState.summary_size(config.state_size)
-            self.state_to_condition = nn.Linear(summary_size + config.state_size, size)
+            self.state_to_condition = nn.Linear(2 * config.state_size + 1, size)
             self.blocks = nn.ModuleList([DiTBlock(config) for _ in range(config.num_layers)])
             self.final = FinalLayer(config)
         self.post_init()

@@ -23,7 +23,7 @@ from mdsc.model.bf16 import computes_bf16
 from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import PATIENCE, FiniteGuard
-from mdsc.training.optimizer import learning_rate, make_optimizer, step_if
+from mdsc.training.optimizer import learning_rate, make_optimizer, set_learning_rate, step_if
 from mdsc.training.phases import prepare_phase
 from mdsc.training.progress import RunProgress
 from mdsc.training.step_averages import NAMES, StepAverages
@@ -115,8 +115,7 @@ class Trainer:
         totals = self.accelerator.reduce(totals, "sum") / train.global_batch_size
         norm = nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
         is_finite = self.guard.admit(totals[0], norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, train)
+        set_learning_rate(self.optimizer, learning_rate(step, train))
         step_if(is_finite, self.optimizer)
         self.optimizer.zero_grad()
         self.ema.update(self.model)
