@@ -131,19 +131,23 @@ class ShardFolder:
             raise UserError(f"{where}: {fault}; {REPAIR}")
         return RowGroup(counts, gene_index, indptr, cell_ids, conditions)
 
-    def to_anndata(self, split: str = "train") -> "AnnData":
-        """All cells of a split: int32 CSR counts in X, conditions in obs, symbols as var_names."""
+    def to_anndata(self, split: str = "train", max_cells: int | None = None) -> "AnnData":
+        """The (first) cells of a split: int32 CSR counts in X, conditions in obs, symbols as var_names."""
         import pandas as pd
         import scipy.sparse as sp
         from anndata import AnnData
 
-        groups = [self.read(ref) for ref in self.row_groups(split)]
+        refs = self.row_groups(split)
+        if max_cells is not None:
+            before = np.cumsum([0] + [ref.rows for ref in refs[:-1]])
+            refs = [ref for ref, rows in zip(refs, before, strict=True) if rows < max_cells]
+        groups = [self.read(ref) for ref in refs]
         width = len(self.vocabulary)
         blocks = [sp.csr_matrix((g.counts, g.gene_index, g.indptr), (len(g.indptr) - 1, width)) for g in groups]
         names = {name: np.concatenate([g.conditions[name] for g in groups]) for name in self.condition_columns}
         obs = pd.DataFrame(names, index=np.concatenate([g.cell_ids for g in groups]))
         var = pd.DataFrame({"ensembl_id": self.vocabulary.ensembl_ids}, index=list(self.vocabulary.symbols))
-        return AnnData(sp.vstack(blocks, format="csr"), obs=obs, var=var)
+        return AnnData(sp.vstack(blocks, format="csr")[:max_cells], obs=obs[:max_cells], var=var)
 
     def _check_split(self, split: str) -> None:
         if split not in self.splits:

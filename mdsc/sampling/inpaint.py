@@ -67,6 +67,7 @@ def generate(
     gene_ids: Int[Tensor, "genes"],
     num_cells: int,
     *,
+    first_cell: int = 0,
     categories: Mapping[str, Int[Tensor, "cells"]] | None = None,
     vectors: Mapping[str, Float[Tensor, "cells _"]] | None = None,
     num_steps: int = 32,
@@ -78,6 +79,7 @@ def generate(
 ) -> Int[Tensor, "cells genes"]:
     """Counts of `num_cells` new cells over the genes `gene_ids` (vocabulary indices), from no evidence at all.
 
+    first_cell: `cell_index` of the first one, so that cells drawn in parts get the draws of the whole.
     categories, vectors: the conditions of each cell. The other options are those of `fill`.
     """
     shape = (num_cells, len(gene_ids))
@@ -86,7 +88,7 @@ def generate(
         counts=torch.zeros(shape, dtype=torch.int32, device=gene_ids.device),
         visible=torch.zeros(shape, dtype=torch.bool, device=gene_ids.device),
         is_pad=torch.zeros(shape, dtype=torch.bool, device=gene_ids.device),
-        cell_index=torch.arange(num_cells, device=gene_ids.device),
+        cell_index=torch.arange(first_cell, first_cell + num_cells, device=gene_ids.device),
         categories=categories or {},
         vectors=vectors or {},
     )

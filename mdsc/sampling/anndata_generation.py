@@ -1,0 +1,98 @@
+"""New cells as an AnnData: counts drawn from the model with nothing known but conditions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from mdsc.checkpoint import Checkpoint
+from mdsc.data.genes import GeneVocabulary
+from mdsc.errors import UserError
+from mdsc.sampling.conditions import given_ids
+from mdsc.sampling.inpaint import generate
+from mdsc.sampling.loaded_model import cells_per_pass, check_num_steps, opened, predictor, provenance
+from mdsc.sampling.progress import SamplingProgress
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def generate_anndata(
+    checkpoint: str | Path | Checkpoint,
+    num_cells: int,
+    *,
+    condition: Mapping[str, str] | None = None,
+    genes: Sequence[str] | None = None,
+    num_steps: int = 32,
+    seed: int = 0,
+    batch_size: int | None = None,
+    show_progress: bool = False,
+) -> "AnnData":
+    """Draw cells: counts in X (CSR int32), the conditions in obs, how it was made in uns["mdsc"].
+
+    Args:
+        checkpoint: folder, or a checkpoint that is loaded.
+        condition: e.g. {"drug": "DMSO_TF"}; what is not given is unknown to the model.
+        genes: symbols or Ensembl ids; by default the whole vocabulary. Counts of fewer genes follow the same law as
+            those genes would in whole cells, as far as the model has learnt it.
+        num_steps: forward passes that sampling takes.
+        seed: the draws of a cell depend on the seed and its row, not on `num_cells`.
+        batch_size: cells at once; by default what memory is likely to hold. It changes no result but by rounding.
+        show_progress: draw a bar, if the output is a terminal.
+    """
+    import pandas as pd
+    import scipy.sparse as sp
+    from anndata import AnnData
+
+    if num_cells < 1:
+        raise UserError(f"--num-cells is {num_cells}; it takes 1 or more.")
+    check_num_steps(num_steps)
+    checkpoint = opened(checkpoint)
+    vocabulary, model, condition = checkpoint.vocabulary, checkpoint.model, dict(condition or {})
+    ids = given_ids(model.config.condition_levels or {}, condition)
+    places = np.arange(len(vocabulary)) if genes is None else _places(vocabulary, genes)
+
+    # In the order of the vocabulary, so that a gene gets the same draws wherever it was listed.
+    order = np.argsort(places)
+    gene_ids = torch.from_numpy(places[order]).to(model.device)
+    blocks = []
+    size = cells_per_pass(len(places), batch_size)
+    with SamplingProgress("generating", num_cells, num_steps, show=show_progress) as progress:
+        predict = progress.watch(predictor(checkpoint))
+        for start in range(0, num_cells, size):
+            number = min(size, num_cells - start)
+            counts = generate(
+                predict,
+                checkpoint.tokenizer,
+                gene_ids,
+                number,
+                first_cell=start,
+                categories={name: torch.full((number,), level, device=model.device) for name, level in ids.items()},
+                num_steps=num_steps,
+                seed=seed,
+            )
+            listed = np.empty_like(counts.cpu().numpy())
+            listed[:, order] = counts.cpu().numpy()
+            blocks.append(sp.csr_matrix(listed))
+            progress.done(start + number)
+
+    obs = pd.DataFrame(condition, index=[f"generated_{row}" for row in range(num_cells)])
+    var = pd.DataFrame(
+        {"ensembl_id": [vocabulary.ensembl_ids[place] for place in places]},
+        index=[vocabulary.symbols[place] for place in places],
+    )
+    settings = {"task": "generate", "seed": seed, "num_steps": num_steps, "conditions": condition}
+    return AnnData(sp.vstack(blocks, format="csr"), obs=obs, var=var, uns={"mdsc": settings | provenance(checkpoint)})
+
+
+def _places(vocabulary: GeneVocabulary, genes: Sequence[str]) -> Int64[np.ndarray, " genes"]:
+    if not genes:
+        raise UserError("--genes lists no gene.")
+    places = vocabulary.match(genes, "--genes")
+    if unknown := [name for name, place in zip(genes, places, strict=True) if place < 0]:
+        more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
+        raise UserError(f"--genes: the model does not know {', '.join(unknown[:5])}{more}; leave them out.")
+    return places

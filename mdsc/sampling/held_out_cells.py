@@ -1,0 +1,37 @@
+"""The cells that a run kept out of its training: what is sampled when no input is given."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mdsc.checkpoint import Checkpoint
+from mdsc.data.shards import ShardFolder
+from mdsc.errors import UserError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+MAX_CELLS = 2000
+
+
+def held_out_cells(checkpoint: Checkpoint) -> tuple["AnnData", str]:
+    """The first held-out cells of the run's shards, MAX_CELLS at most, and what they are in words."""
+    if checkpoint.config is None:
+        raise UserError(
+            "--input is not given, and the checkpoint does not tell its shards (training.yaml); give --input."
+        )
+    path = Path(checkpoint.config.data.dir)
+    if not path.exists():
+        raise UserError(f"--input is not given, and the run's shards ({path}) are not here; give --input.")
+    folder = ShardFolder.open(path)
+    split = held_out_split(folder)
+    number = folder.num_cells(split)
+    first = f"first {MAX_CELLS:,} of the {number:,}" if number > MAX_CELLS else f"{number:,}"
+    return folder.to_anndata(split, max_cells=MAX_CELLS), f"the {first} cells of split {split!r} of {path}"
+
+
+def held_out_split(folder: ShardFolder) -> str:
+    """The split that no training reads: "heldout", or else the first that is not "train"."""
+    others = [split for split in folder.splits if split != "train"]
+    if not others:
+        raise UserError(f"{folder.path} has no held-out cells (all are of split 'train'); give --input.")
+    return "heldout" if "heldout" in others else others[0]
