@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 MASK64 = (1 << 64) - 1
 
 
@@ -44,3 +46,14 @@ def objective(logits, tokens, hidden, weight, is_pad, v, ordinal: str) -> tuple[
         nll.append(weight[cell] * total_nll / max(n, 1))
         ordinals.append(weight[cell] * total_ordinal / max(n, 1))
     return nll, ordinals
+
+
+def factor_posterior(values, means, loadings, precisions, prior) -> np.ndarray:
+    """E[z | values] of values = means + loadings z + noise with z ~ N(0, diag(1 / prior)), in the observations' form.
+
+    z = S V^T (V S V^T + Psi)^-1 (values - means), with S and Psi the covariances of z and noise: a matrix of the size
+    of the genes is solved, where the model solves one of the size of the state.
+    """
+    covariance_of_z, noise = np.diag(1 / prior), np.diag(1 / precisions)
+    covariance = loadings @ covariance_of_z @ loadings.T + noise
+    return covariance_of_z @ loadings.T @ np.linalg.solve(covariance, values - means)

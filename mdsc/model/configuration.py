@@ -32,7 +32,7 @@ class MdscConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         # transformers keeps unknown keys silently; a misspelt size would then leave its default in place.
         known = set(PreTrainedConfig.__dataclass_fields__) | {
-            "architectures", "transformers_version", "attn_implementation", "torch_dtype", "_name_or_path",
+            "architectures", "transformers_version", "attn_implementation", "torch_dtype", "name_or_path",
         }  # fmt: skip
         unknown = sorted(key for key in kwargs if key not in known and not key.startswith("_"))
         if unknown:

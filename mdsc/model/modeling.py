@@ -59,6 +59,22 @@ class MdscModel(PreTrainedModel):
             self.final = FinalLayer(config)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *arguments, output_loading_info: bool = False, **options):
+        """As in transformers, but from safetensors alone, so that nothing is unpickled, and whole.
+
+        Raises ValueError where the file lacks a weight; transformers would draw it at random. With
+        `output_loading_info` the answer is (model, what was found), and judging it is left to the caller.
+        """
+        if options.setdefault("use_safetensors", True) is not True:
+            raise ValueError("mdsc reads weights from safetensors alone: leave use_safetensors out")
+        model, found = super().from_pretrained(*arguments, output_loading_info=True, **options)
+        if output_loading_info:
+            return model, found
+        if found["missing_keys"]:
+            raise ValueError(f"the weights file lacks {', '.join(sorted(found['missing_keys']))}")
+        return model
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         match module:

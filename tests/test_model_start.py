@@ -1,0 +1,174 @@
+"""A new model is the gene marginal, exactly: zero gates and heads, biases from counted frequencies, an SVD beside."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from tiny_model import NUM_TOKENS, tiny_cells, tiny_config
+from torch.nn import functional as F
+
+from mdsc.config.schema import DataConfig, ModelConfig
+from mdsc.data.loader import CellLoader
+from mdsc.data.shard_statistics import ShardStatistics, shard_statistics
+from mdsc.data.shards import ShardFolder
+from mdsc.data.tokenizers import Tokenizer, make_tokenizer
+from mdsc.diffusion.corruption import hide_fraction
+from mdsc.diffusion.evidence import hide
+from mdsc.model import MdscModel, build_model
+from mdsc.model.cell_state import ZeroLinear
+from mdsc.prep.simulate import simulate_shards
+from mdsc.prep.simulated_cells import SimulationConfig, Truth
+
+VALIDATION_FRACTION = 0.2
+
+
+def zero_layers(model: MdscModel) -> Iterator[tuple[str, ZeroLinear]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, ZeroLinear))
+
+
+def assert_zero_where_it_must_be(model: MdscModel) -> None:
+    names = {name for name, _ in zero_layers(model)}
+    blocks = {f"blocks.{layer}.modulation" for layer in range(model.config.num_layers)}
+    assert names == blocks | {"final.modulation", "final.head", "cell_state.readout", "cell_state.depth_readout"}
+    for name, layer in zero_layers(model):
+        assert all(parameter.eq(0).all() for parameter in layer.parameters()), name
+    others = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    assert all(layer.weight.std() > 0.01 for layer in others)
+
+
+def test_gates_and_heads_are_zero_in_a_new_model():
+    assert_zero_where_it_must_be(MdscModel(tiny_config()))
+
+
+def test_gates_and_heads_are_zero_after_loading(tmp_path: Path):
+    MdscModel(tiny_config()).save_pretrained(tmp_path)
+    assert_zero_where_it_must_be(MdscModel.from_pretrained(tmp_path))
+
+
+def test_gates_and_heads_that_a_file_lacks_start_at_zero(tmp_path: Path):
+    """transformers asks _init_weights about the modules that hold missing weights, and never about a whole block."""
+    model = MdscModel(tiny_config())
+    model.save_pretrained(tmp_path)
+    lacking = {name for name, _ in zero_layers(model)}
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if name.rpartition(".")[0] not in lacking}
+    safetensors.torch.save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, found = MdscModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(found["missing_keys"]) == weights.keys() - kept.keys()
+    assert_zero_where_it_must_be(loaded)
+
+
+def test_a_new_block_is_the_identity():
+    model, x = MdscModel(tiny_config()), torch.randn(2, 5, 16)
+    assert all(torch.equal(block(x, torch.randn(2, 16), None), x) for block in model.blocks)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    folder: ShardFolder
+    tokenizer: Tokenizer
+    statistics: ShardStatistics
+
+    def model(self, *, seed: int = 0, **changes) -> MdscModel:
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "state_size": 8}
+        return build_model(
+            ModelConfig(**(sizes | changes)),
+            self.tokenizer,
+            self.statistics,
+            self.folder.statistics,
+            {"drug": ("control", "drug1")},
+        )
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> Simulated:
+    """Cells of five types, which four gene programs tell apart."""
+    config = SimulationConfig(
+        num_cells=1200,
+        num_genes=60,
+        num_types=5,
+        num_drugs=1,
+        genes_per_drug=0,
+        median_depth=120.0,
+        heldout_fraction=0.0,
+    )
+    folder = simulate_shards(Truth.of(config), tmp_path_factory.mktemp("simulated") / "shards")
+    tokenizer = make_tokenizer("count", 16)
+    statistics = shard_statistics(folder, tokenizer, rank=8, validation_fraction=VALIDATION_FRACTION)
+    return Simulated(folder, tokenizer.with_values(statistics.token_mean_count), statistics)
+
+
+def test_the_output_bias_is_the_log_of_shrunk_frequencies(simulated: Simulated):
+    counted = simulated.statistics.token_frequency
+    law = [sum(counted[:, token]) + 0.5 for token in range(16)]
+    found = simulated.model().output_bias.weight
+    for gene in range(60):
+        shrunk = [counted[gene, token] + law[token] / sum(law) for token in range(16)]
+        expected = [math.log(one / sum(shrunk)) for one in shrunk]
+        np.testing.assert_allclose(found[gene].detach(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_layers", [pytest.param(0, id="pooled"), pytest.param(1, id="dit")])
+@pytest.mark.parametrize("gene_init", ["svd", "random"])
+def test_step_0_is_the_gene_marginal_whatever_is_visible(simulated: Simulated, gene_init: str, num_layers: int):
+    model = simulated.model(gene_init=gene_init, num_layers=num_layers)
+    cells = tiny_cells()
+    cells["tokens"][cells["tokens"] == NUM_TOKENS] = model.config.mask_token
+    logits = model(**cells, categories={"drug": torch.tensor([0, 1, 2])}).logits
+    assert torch.equal(logits, model.output_bias(cells["gene_ids"]))
+
+
+def test_the_factor_model_starts_from_the_cells(simulated: Simulated):
+    """Loadings scaled by their prior deviations are the singular vectors; with noise they give the variances."""
+    statistics, state = simulated.statistics, simulated.model().cell_state
+    deviation = (-0.5 * state.log_prior).exp()
+    loadings = (state.gene_in.weight * deviation).detach().numpy()
+    np.testing.assert_allclose(loadings, statistics.gene_vectors, rtol=1e-4, atol=1e-5)
+    variance = np.square(loadings).sum(axis=1) + np.exp(-state.log_precision.detach().numpy())
+    np.testing.assert_allclose(variance, np.square(statistics.gene_sd), atol=0.03)
+    np.testing.assert_allclose(state.gene_value.detach(), statistics.gene_mean, rtol=1e-5)
+    np.testing.assert_allclose(state.token_value.detach(), np.log1p(simulated.tokenizer.values), rtol=1e-5)
+    np.testing.assert_allclose(state.mean_count, simulated.folder.statistics.mean_count, rtol=1e-5)
+
+
+def test_the_config_holds_what_the_data_tells(simulated: Simulated):
+    config = simulated.model().config
+    assert (config.num_genes, config.num_tokens) == (60, 16)
+    assert config.condition_levels == {"drug": ["control", "drug1"]}
+
+
+def test_the_start_is_drawn_from_the_global_seed(simulated: Simulated):
+    one, same, other = (simulated.model(seed=seed).gene_embedding.weight for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def hidden_nll(model: MdscModel, cells, tokenizer: Tokenizer, hidden: torch.Tensor) -> torch.Tensor:
+    """Nats per hidden gene."""
+    logits = hide(cells, hidden).predict(lambda *arguments: model(*arguments[:4]).logits, tokenizer)
+    return F.cross_entropy(logits[hidden], cells.tokens[hidden])
+
+
+def test_the_svd_start_learns_what_cells_share_sooner(simulated: Simulated):
+    settings = DataConfig(num_genes=60, num_lanes=4, validation_fraction=VALIDATION_FRACTION, prefetch=0)
+    found = {}
+    for gene_init in ("svd", "random"):
+        model = simulated.model(gene_init=gene_init, num_layers=0)
+        loader = CellLoader(simulated.folder, simulated.tokenizer, settings, seed=0, global_batch_size=32)
+        validation = loader.validation_batch(200)
+        half = hide_fraction(validation.is_pad, 0.5, seed=0, cell_index=validation.cell_index)
+        before = hidden_nll(model, validation, simulated.tokenizer, half).item()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for step, cells in zip(range(30), loader.iterate(), strict=False):
+            hidden = hide_fraction(cells.is_pad, 0.5, seed=step + 1, cell_index=cells.cell_index)
+            optimizer.zero_grad()
+            hidden_nll(model, cells, simulated.tokenizer, hidden).backward()
+            optimizer.step()
+        found[gene_init] = before - hidden_nll(model, validation, simulated.tokenizer, half).item()
+    assert found["svd"] > found["random"] + 0.02
