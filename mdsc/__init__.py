@@ -1,7 +1,7 @@
 """mdsc: a masked discrete-diffusion foundation model of single-cell gene expression.
 
     import mdsc
-    checkpoint = mdsc.load_checkpoint("runs/demo")
+    filled = mdsc.inpaint_anndata("runs/demo", adata, mask_ratio=0.8)
 
 What is named here is imported when it is first asked for, so that `mdsc --help` needs no torch. Importing `mdsc.model`
 also registers the model with transformers' AutoConfig and AutoModel.
@@ -11,12 +11,30 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mdsc.checkpoint import load_checkpoint
     from mdsc.model import MdscConfig, MdscModel, build_model
+    from mdsc.sampling.anndata_generation import generate_anndata
+    from mdsc.sampling.anndata_inpainting import inpaint_anndata
 
 __version__ = "0.1.0"
-__all__ = ["MdscConfig", "MdscModel", "__version__", "build_model"]
+__all__ = [
+    "MdscConfig",
+    "MdscModel",
+    "__version__",
+    "build_model",
+    "generate_anndata",
+    "inpaint_anndata",
+    "load_checkpoint",
+]
 
-_HOMES = {"MdscConfig": "mdsc.model", "MdscModel": "mdsc.model", "build_model": "mdsc.model"}
+_HOMES = {
+    "MdscConfig": "mdsc.model",
+    "MdscModel": "mdsc.model",
+    "build_model": "mdsc.model",
+    "generate_anndata": "mdsc.sampling.anndata_generation",
+    "inpaint_anndata": "mdsc.sampling.anndata_inpainting",
+    "load_checkpoint": "mdsc.checkpoint",
+}
 
 
 def __getattr__(name: str):

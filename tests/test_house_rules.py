@@ -1,4 +1,4 @@
-"""The rules of CONTRIBUTING.md that a program can hold: one idea a file, and nothing that could run a stranger's code."""
+"""The rules of CONTRIBUTING.md that a program can hold: one idea a file, nothing that could run a stranger's code."""
 
 import ast
 import re

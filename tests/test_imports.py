@@ -37,8 +37,8 @@ LOCAL = {"anndata", "datasets", "diffusers", "h5py", "matplotlib", "pandas", "sc
 # What a machine that only trains or samples need not have.
 NOT_FOR_THE_MODEL = LOCAL | {"accelerate", "beartype", "psutil", "rich", "tyro"}
 NOT_FOR_TRAINING = {"anndata", "beartype", "datasets", "diffusers", "h5py", "scanpy", "tyro", "wandb"}
-# Commands read options with tyro and print with rich.
-COMMANDS = re.compile(r"\.(command|doctor)$")
+# Commands read options with tyro and print with rich; AnnData is for files.
+COMMANDS = re.compile(r"\.(command|doctor|progress|anndata_\w+|loaded_model)$")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from anndata import AnnData
 from simulated_shards import simulated_counts
 from tiny_checkpoint import save_tiny_checkpoint, tiny_checkpoint
 
+from mdsc import generate_anndata, inpaint_anndata
 from mdsc.errors import UserError
-from mdsc.sampling import generate_anndata, inpaint_anndata
 
 GENES = [f"G{number}" for number in range(20)]
 

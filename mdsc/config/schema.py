@@ -50,6 +50,8 @@ class ModelConfig:
     """Size of the cell state that the pathway beside attention carries."""
     gene_init: Literal["svd", "random"] = "svd"
     """Start of the gene vectors: a truncated SVD of the training cells, or noise."""
+    state_pooling: Literal["posterior", "mean"] = "posterior"
+    """How the visible genes become a state: the posterior mean of a factor model, or a plain mean of gene vectors."""
     state_dropout: float = 0.0
     """Dropout of the features of the cell state; pays where there are few cells."""
     dropout: float = 0.0

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
 import yaml
 
 from mdsc.errors import UserError
@@ -44,6 +43,8 @@ def parse(
     Raises UserError for what is wrong in the file. What is wrong in a flag is told by tyro, with suggestions, and ends
     the program with exit code 2.
     """
+    import tyro  # where it is used: sampling needs this module, but no parser
+
     path, flags = _take_config_flag(argv)
     path = path or default_yaml
     settings = [] if path is None else list(_read_yaml(Path(path), config_class))
@@ -101,6 +102,8 @@ class _Setting:
 
     def check(self) -> None:
         """Raise UserError if tyro cannot read the values as the option's type."""
+        import tyro
+
         if self.type is str:  # any text will do, a leading dash too
             return
         try:
@@ -229,6 +232,8 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _with_config_option(config_class: type[Config], default_yaml: str | Path | None) -> type:
     """Give a dataclass of the options and --config, so that --help shows both (tyro never sees a --config itself)."""
+    import tyro
+
     help_text = "YAML file of options that differ from the defaults; flags override it."
     return dataclasses.make_dataclass(
         "Command",

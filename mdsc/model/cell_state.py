@@ -20,10 +20,14 @@ from torch.nn import functional as F
 class CellState(nn.Module):
     """Pools the visible genes of each cell into a state, and reads the state out as logits of every gene."""
 
+    PRIOR_GENES = 16.0  # genes; weight of "nothing seen" in a plain mean
     PRIOR_DEPTH = 10.0  # counts; weight of the mean cell in the estimate of a cell's depth
 
-    def __init__(self, num_genes: int, num_tokens: int, state_size: int, condition_size: int, dropout: float):
+    def __init__(
+        self, num_genes: int, num_tokens: int, state_size: int, condition_size: int, dropout: float, pooling: str
+    ):
         super().__init__()
+        self.pooling = pooling
         self.dropout = dropout
         self.num_tokens = num_tokens
         self.token_value = nn.Parameter(torch.zeros(num_tokens))  # log1p of a token's typical count at the start
@@ -59,23 +63,31 @@ class CellState(nn.Module):
         """
         with torch.autocast(gene_ids.device.type, enabled=False):
             visible = (tokens < self.num_tokens).float()
-            mean, evidence = self.posterior(gene_ids, tokens, visible)
+            mean, evidence = self.pool(gene_ids, tokens, visible)
             summary = torch.cat([mean, self.log_relative_depth(gene_ids, visible, depth.float())[:, None]], dim=-1)
             bent = F.silu(self.enter(summary) + self.condition(condition.float()))
             bent = F.silu(self.middle(bent))
             state = F.dropout(self.skip(summary) + self.leave(bent), self.dropout, self.training)
             return summary, state, evidence
 
-    def posterior(
+    def pool(
         self,
         gene_ids: Int[Tensor, "batch genes"],
         tokens: Int[Tensor, "batch genes"],
         visible: Float[Tensor, "batch genes"],
     ) -> tuple[Float[Tensor, "batch state"], Float[Tensor, "batch genes 2"]]:
-        """E[z | visible genes] in prior standard deviations, and each gene's expectation and surprise (see forward)."""
+        """E[z | visible genes] in prior standard deviations, and each gene's expectation and surprise (see forward).
+
+        Pooling "mean" gives a plain shrunk mean of (log1p(value) - b) v instead, and expects each gene's mean.
+        """
         residual = self.token_value[tokens.clamp(max=self.num_tokens - 1)] - self.gene_value[gene_ids]
         root_precision = (0.5 * self.log_precision[gene_ids]).exp()
         loadings = self.gene_in(gene_ids)  # (batch, genes, state)
+        if self.pooling == "mean":
+            total = ((residual * visible)[:, None, :] @ loadings)[:, 0]
+            surprise = residual * root_precision * visible
+            mean = 4.0 * total / (visible.sum(dim=-1, keepdim=True) + self.PRIOR_GENES)  # of order one
+            return mean, torch.stack([torch.zeros_like(surprise), surprise], dim=-1)
         weighted = loadings * (root_precision.square() * visible)[..., None]
         precision = torch.diag(self.log_prior.exp()) + loadings.transpose(1, 2) @ weighted
         evidence = (residual[:, None, :] @ weighted).transpose(1, 2)  # (batch, state, 1)

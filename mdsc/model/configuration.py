@@ -20,6 +20,8 @@ class MdscConfig(PreTrainedConfig):
     mlp_ratio: float = 4.0
     state_size: int = 64
     """Features of the cell state that runs beside attention."""
+    state_pooling: str = "posterior"
+    """How the visible genes become a state: "posterior" of a factor model, or a plain "mean"."""
     state_dropout: float = 0.0
     """Dropout of the features of that state."""
     dropout: float = 0.0

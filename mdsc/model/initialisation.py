@@ -40,6 +40,7 @@ def build_model(
             num_heads=config.num_heads,
             mlp_ratio=config.mlp_ratio,
             state_size=config.state_size,
+            state_pooling=config.state_pooling,
             state_dropout=config.state_dropout,
             dropout=config.dropout,
             condition_levels={name: list(levels) for name, levels in (condition_levels or {}).items()},

@@ -48,7 +48,9 @@ class MdscModel(PreTrainedModel):
         size = config.hidden_size
         self.output_bias = nn.Embedding(config.num_genes, config.num_tokens)
         self.conditions = Conditions(config.condition_levels or {}, config.vector_sizes or {}, size)
-        self.cell_state = CellState(config.num_genes, config.num_tokens, config.state_size, size, config.state_dropout)
+        self.cell_state = CellState(
+            config.num_genes, config.num_tokens, config.state_size, size, config.state_dropout, config.state_pooling
+        )
         if config.num_layers:
             self.gene_embedding = nn.Embedding(config.num_genes, size)
             self.token_embedding = nn.Embedding(config.num_tokens + 2, size)
