@@ -303,14 +303,14 @@ def test_without_input_the_held_out_cells_of_the_newest_run(tmp_path: Path, monk
     assert main(["sample", "--mask-ratio", "0.8", "--num-steps", "2"]) == 0
     said = capsys.readouterr().out
     assert "--checkpoint is not given: taking runs/new" in said
-    assert "--input is not given: taking the 5 cells of split 'heldout' of data/shards" in said
+    assert "--input is not given: taking the 5 heldout cells of data/shards" in said
     assert "--output is not given: writing runs/new/filled.h5ad" in said
     filled = anndata.read_h5ad("runs/new/filled.h5ad")
     assert filled.obs_names.tolist() == [f"cell {i}" for i in range(7, 12)]
     assert np.array_equal(dense(filled.X), dense(counts[7:]))
     monkeypatch.setattr("mdsc.sampling.held_out_cells.MAX_CELLS", 2)
     assert main(["sample", "--mask-ratio", "0.8", "--num-steps", "2"]) == 0
-    assert "the first 2 of the 5 cells" in capsys.readouterr().out
+    assert "the first 2 of the 5 heldout cells" in capsys.readouterr().out
     assert np.array_equal(dense(anndata.read_h5ad("runs/new/filled.h5ad").layers["mdsc_sampled"]),
                           dense(filled.layers["mdsc_sampled"])[:2])  # fmt: skip
 

@@ -40,7 +40,7 @@ def generate_anndata(
             those genes would in whole cells, as far as the model has learnt it.
         num_steps: forward passes that sampling takes.
         seed: the draws of a cell depend on the seed and its row, not on `num_cells`.
-        batch_size: cells at once; by default what memory is likely to hold. It changes no result but by rounding.
+        batch_size: cells at once; by default what suits the device. It changes no result but by rounding.
         show_progress: draw a bar, if the output is a terminal.
     """
     import pandas as pd
@@ -59,7 +59,7 @@ def generate_anndata(
     order = np.argsort(places)
     gene_ids = torch.from_numpy(places[order]).to(model.device)
     blocks = []
-    size = cells_per_pass(len(places), batch_size)
+    size = cells_per_pass(len(places), batch_size, model.device)
     with SamplingProgress("generating", num_cells, num_steps, show=show_progress) as progress:
         predict = progress.watch(predictor(checkpoint))
         for start in range(0, num_cells, size):

@@ -25,7 +25,8 @@ from mdsc.diffusion.corruption import hide_fraction
 from mdsc.diffusion.evidence import Evidence
 from mdsc.errors import UserError
 from mdsc.sampling.conditions import cells_ids
-from mdsc.sampling.inpaint import Filled, fill
+from mdsc.sampling.filled_layers import FilledLayers
+from mdsc.sampling.inpaint import fill
 from mdsc.sampling.loaded_model import cells_per_pass, check_num_steps, opened, predictor, provenance
 from mdsc.sampling.progress import SamplingProgress
 
@@ -99,13 +100,13 @@ def inpaint_anndata(
         impute_zeros: hide the zeros instead, and take the nonzero counts as all that is known. A heuristic: the model
             was trained on genes that were hidden whatever their counts, and here the visible ones are those that are
             not zero. It takes them for a fair sample, so for a cell that is deeper than it is, and expects too much of
-            the zeros; their order within a cell can be trusted more than their size.
+            the zeros.
         layer: where the counts are: the name of a layer, or "raw" (the result then has the genes and the X of raw).
         condition: level of a condition for all cells, e.g. {"drug": "DMSO_TF"}; conditions that are not given come
             from the columns of obs that are named like the model's.
         num_steps: forward passes that sampling takes. The means take one, and do not depend on it.
         seed: what is hidden and what is drawn in a cell depends on the seed, the cell's row and its visible counts.
-        batch_size: cells at once; by default what memory is likely to hold. It changes no result but by rounding.
+        batch_size: cells at once; by default what suits the device. It changes no result but by rounding.
         copy: False adds to `adata` itself.
         name: what messages call the AnnData.
         say: told what is worth knowing, a line at a time, e.g. `print`.
@@ -129,7 +130,7 @@ def inpaint_anndata(
         )
 
     layers = FilledLayers(cells.counts.shape, columns)
-    size = cells_per_pass(len(columns), batch_size)
+    size = cells_per_pass(len(columns), batch_size, checkpoint.model.device)
     with SamplingProgress("filling in", len(cells.obs), num_steps + 1, show=show_progress) as progress:
         predict = progress.watch(predictor(checkpoint))
         for start in range(0, len(cells.obs), size):
@@ -194,43 +195,6 @@ def evidence_of(
         cell_index=cell_index,
         categories={name: torch.from_numpy(levels) for name, levels in ids.items()},
     )
-
-
-class FilledLayers:
-    """The layers of the result, collected a block of cells at a time."""
-
-    def __init__(self, shape: tuple[int, int], columns: Int64[np.ndarray, " genes"]):
-        self.columns = columns
-        self.mean = np.zeros(shape, dtype=np.float32)
-        self._is_modelled = np.zeros(shape[1], dtype=bool)
-        self._is_modelled[columns] = True
-        self._sampled: list[sp.csr_matrix] = []
-        self._hidden: list[sp.csr_matrix] = []
-        self._rows = 0
-
-    def add(self, counts: "sp.csr_matrix", filled: Filled, hidden: Bool[Tensor, "cells genes"]) -> None:
-        """counts: of all genes of the next cells; the others are of the modelled genes, in the order of `columns`."""
-        import scipy.sparse as sp
-
-        rows = slice(self._rows, self._rows + counts.shape[0])
-        self._rows = rows.stop
-        whole = counts.toarray()
-        self.mean[rows] = whole
-        self.mean[rows, self.columns] = filled.mean.numpy()
-        whole[:, self.columns] = filled.sampled.numpy()
-        self._sampled.append(sp.csr_matrix(whole))
-        is_hidden = np.zeros(whole.shape, dtype=bool)
-        is_hidden[:, self.columns] = hidden.numpy()
-        self._hidden.append(sp.csr_matrix(is_hidden))
-
-    def put_into(self, adata: "AnnData") -> None:
-        import scipy.sparse as sp
-
-        assert self._rows == adata.n_obs
-        adata.layers["mdsc_sampled"] = sp.vstack(self._sampled, format="csr")
-        adata.layers["mdsc_mean"] = self.mean
-        adata.layers["mdsc_hidden"] = sp.vstack(self._hidden, format="csr")
-        adata.var["mdsc_modelled"] = self._is_modelled
 
 
 def _described(name: str, counts: "sp.csr_matrix", names, places: Int64[np.ndarray, " genes"]) -> str:

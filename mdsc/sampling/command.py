@@ -6,10 +6,11 @@ python sample.py --checkpoint runs/a --num-cells 500 --condition drug=DMSO_TF --
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -21,6 +22,9 @@ from mdsc.sampling.anndata_inpainting import Hiding, inpaint_anndata
 from mdsc.sampling.conditions import condition_pairs
 from mdsc.sampling.held_out_cells import held_out_cells
 from mdsc.sampling.loaded_model import opened
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class SampleConfig:
     seed: int = 0
     """Seeds what is hidden and what is drawn; a cell's draws depend on it and on the cell's row."""
     batch_size: int | None = None
-    """Cells at once; by default what memory is likely to hold. It changes no result but by rounding."""
+    """Cells at once; by default what suits the device. It changes no result but by rounding."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -131,15 +135,13 @@ def _check(config: SampleConfig) -> None:
             raise UserError(f"{flag} is for filling in cells, and --num-cells generates new ones: give one of the two.")
 
 
-def _cells(config: SampleConfig, checkpoint: Checkpoint, say):
+def _cells(config: SampleConfig, checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple["AnnData", str]:
     """The AnnData to fill in, and what messages call it."""
     if config.input is not None:
         return read_h5ad(config.input, config.layer), str(config.input)
-    adata, name = held_out_cells(checkpoint)
     if config.layer is not None:
         raise UserError("--layer is a place in the --input; the held-out cells of a run have none.")
-    say(f"--input is not given: taking {name}")
-    return adata, name
+    return held_out_cells(checkpoint, say)
 
 
 def _listed(path: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """The cells that a run kept out of its training: what is sampled when no input is given."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 MAX_CELLS = 2000
 
 
-def held_out_cells(checkpoint: Checkpoint) -> tuple["AnnData", str]:
-    """The first held-out cells of the run's shards, MAX_CELLS at most, and what they are in words."""
+def held_out_cells(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple["AnnData", str]:
+    """The first held-out cells of the run's shards, MAX_CELLS at most, and how messages name them."""
     if checkpoint.config is None:
         raise UserError(
             "--input is not given, and the checkpoint does not tell its shards (training.yaml); give --input."
@@ -26,7 +27,8 @@ def held_out_cells(checkpoint: Checkpoint) -> tuple["AnnData", str]:
     split = held_out_split(folder)
     number = folder.num_cells(split)
     first = f"first {MAX_CELLS:,} of the {number:,}" if number > MAX_CELLS else f"{number:,}"
-    return folder.to_anndata(split, max_cells=MAX_CELLS), f"the {first} cells of split {split!r} of {path}"
+    say(f"--input is not given: taking the {first} {split} cells of {path}")
+    return folder.to_anndata(split, max_cells=MAX_CELLS), f"{path} ({split})"
 
 
 def held_out_split(folder: ShardFolder) -> str:
