@@ -49,6 +49,19 @@ def test_round_trip(folder):
     assert (some_cells(50, 99)[0] != folder.to_anndata("heldout").X).nnz == 0
 
 
+@pytest.mark.parametrize("max_cells", [7, 1000, 1003, 9999])
+def test_the_first_cells(folder, max_cells: int, monkeypatch):
+    whole = folder.to_anndata("train")[:max_cells]
+    read = []
+    monkeypatch.setattr(
+        ShardFolder, "read", lambda self, ref, read_one=ShardFolder.read: read.append(ref) or read_one(self, ref)
+    )
+    first = folder.to_anndata("train", max_cells=max_cells)
+    assert first.obs.equals(whole.obs)
+    assert (first.X != whole.X).nnz == 0
+    assert len(read) == min(3, -(-max_cells // 1000)), "row groups beyond are not read"
+
+
 def test_row_groups_of_a_thousand(folder):
     assert [ref.rows for ref in folder.row_groups()] == [1000, 1000, 250]
     assert folder.num_cells("train") == 2250
