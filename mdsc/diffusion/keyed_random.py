@@ -20,6 +20,7 @@ class Stream(IntEnum):
     HIDE = 2  # which of its positions
     REVEAL = 3  # which positions a sampler fills in now
     TOKEN = 4  # and with what
+    DROPOUT = 5  # which features a layer drops
 
 
 def keyed_uniform(*keys: int | Tensor) -> Float64[Tensor, "..."]:

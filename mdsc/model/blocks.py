@@ -9,6 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.configuration import MdscConfig
+from mdsc.model.keyed_dropout import KeyedDropout
 
 
 def modulate(
@@ -68,14 +69,15 @@ class DiTBlock(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(config.hidden_size, mlp_size), nn.GELU("tanh"), nn.Linear(mlp_size, config.hidden_size)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.attention_dropout = KeyedDropout(config.dropout)
+        self.mlp_dropout = KeyedDropout(config.dropout)
 
     def forward(
         self, x: Float[Tensor, "batch genes hidden"], condition: Float[Tensor, "batch hidden"], mask
     ) -> Float[Tensor, "batch genes hidden"]:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None, :].chunk(6, dim=-1)
-        x = x + gate_a * self.dropout(self.attention(modulate(x, shift_a, scale_a), mask))
-        return x + gate_m * self.dropout(self.mlp(modulate(x, shift_m, scale_m)))
+        x = x + gate_a * self.attention_dropout(self.attention(modulate(x, shift_a, scale_a), mask))
+        return x + gate_m * self.mlp_dropout(self.mlp(modulate(x, shift_m, scale_m)))
 
 
 class FinalLayer(nn.Module):

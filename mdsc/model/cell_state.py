@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mdsc.model.keyed_dropout import KeyedDropout
+
 
 class CellState(nn.Module):
     """Pools the visible genes of each cell into a state, and reads the state out as logits of every gene."""
@@ -31,7 +33,7 @@ class CellState(nn.Module):
     ):
         super().__init__()
         self.pooling = pooling
-        self.dropout = dropout
+        self.dropout = KeyedDropout(dropout)
         self.num_tokens = num_tokens
         self.token_value = nn.Parameter(torch.zeros(num_tokens))  # log1p of a token's typical count at the start
         self.gene_value = nn.Parameter(torch.zeros(num_genes))  # b
@@ -70,7 +72,7 @@ class CellState(nn.Module):
             summary = torch.cat([mean, self.log_relative_depth(gene_ids, visible, depth.float())[:, None]], dim=-1)
             bent = F.silu(self.enter(summary) + self.condition(condition.float()))
             bent = F.silu(self.middle(bent))
-            state = F.dropout(self.skip(summary) + self.leave(bent), self.dropout, self.training)
+            state = self.dropout(self.skip(summary) + self.leave(bent))
             return summary, state, evidence
 
     def pool(

@@ -65,7 +65,6 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) 
     tokenizer = tokenizer.with_values(statistics.token_mean_count)
     set_seed(config.seed)
     model = build_model(config.model, tokenizer, statistics, folder.statistics, levels)
-    set_seed(config.seed, device_specific=True)  # dropout differs between processes
     progress.say(_summary(config, accelerator, folder, model))
 
     run_folder = Path(config.output_dir)

@@ -1,7 +1,8 @@
 """The training loop: the same losses and gradients on any number of processes and with any accumulation.
 
-A step's loss is the sum over the cells of the global batch, divided by their number. What is hidden is keyed by (seed,
-step, place in the global batch), so that neither the share of a process nor the size of a micro-batch changes it.
+A step's loss is the sum over the cells of the global batch, divided by their number. What is hidden and what dropout
+drops is keyed by (seed, step, place in the global batch), so that neither the share of a process nor the size of a
+micro-batch changes it.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from mdsc.diffusion.corruption import corrupt
 from mdsc.diffusion.evidence import hide
 from mdsc.diffusion.losses import objective
 from mdsc.model.bf16 import computes_bf16
+from mdsc.model.keyed_dropout import keyed_dropout
 from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import PATIENCE, FiniteGuard
@@ -134,7 +136,8 @@ class Trainer:
             schedule=options.schedule,
         )
         predict = partial(self._predict, model, step < self.config.train.pathway_steps)
-        logits = hide(cells, corruption.hidden).predict(predict, self.tokenizer)
+        with keyed_dropout(self.model, seed=self.config.seed, step=step, cell_index=cells.cell_index):
+            logits = hide(cells, corruption.hidden).predict(predict, self.tokenizer)
         return objective(logits, cells.tokens, corruption.hidden, corruption.weight, cells.is_pad, self.values, options)
 
     def _predict(
