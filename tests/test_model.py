@@ -96,13 +96,17 @@ def test_attention_backends_agree(attention: str, padded: bool):
 def test_under_bf16_the_head_stays_float32():
     model, cells = tiny_model(hidden_size=32), tiny_cells(batch=16)
     targets = torch.randint(NUM_TOKENS, cells["tokens"].shape, generator=torch.Generator().manual_seed(4))
+    seen = []
     with torch.no_grad():
         expected = model(**cells).logits
-        with torch.autocast("cpu", torch.bfloat16):
+        with (
+            model.final.register_forward_hook(lambda _, inputs, output: seen.append((inputs, output))),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
             found = model(**cells).logits
-    assert found.dtype == torch.float32
-    # Logits that went through a bf16 matrix product would be bf16 numbers.
-    assert (found.bfloat16().float() != found).float().mean() > 0.9
+        inputs, output = seen[0]
+        assert torch.equal(model.final(*inputs), output)
+    assert found.dtype == output.dtype == torch.float32
     assert 0 < (found - expected).abs().max() < 0.3  # the trunk is bf16
     nll = [F.cross_entropy(logits.flatten(0, 1), targets.flatten()) for logits in (expected, found)]
     assert abs(nll[0] - nll[1]) < 5e-3
