@@ -22,6 +22,7 @@ SHORTENED = {
     "train.py": "--train.max-steps 2 --train.pathway-steps 1 --train.global-batch-size 16 --data.num-lanes 4 "
     "--model.num-layers 1 --model.hidden-size 24 --model.state-size 4 --validation.num-cells 8",
     "sample.py": "--num-steps 2",
+    "evaluate.py": "--pooled-steps 2 --max-cells 20",
 }
 # Files that the commands write or that a user brings, and so are not in the repository.
 NOT_OURS = re.compile(r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.png|\w+\.h5ad)$|^config\.json$")
