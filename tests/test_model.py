@@ -151,3 +151,10 @@ def test_each_known_condition_changes_the_logits_of_its_cell_alone(num_layers: i
 def test_a_condition_that_the_model_does_not_have_is_an_error(given):
     with pytest.raises(ValueError, match="no condition named dose"):
         tiny_model(**CONDITIONS)(**tiny_cells(), **given)
+
+
+@pytest.mark.parametrize("name", ["type", "a.b", "forward"])
+def test_a_condition_may_be_called_anything(name: str):
+    model = tiny_model(condition_levels={name: ["x", "y"]})
+    found = model(**tiny_cells(), categories={name: torch.tensor([0, 1, 2])}).logits
+    assert torch.isfinite(found).all()
