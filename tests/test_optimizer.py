@@ -15,6 +15,7 @@ from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import PATIENCE, FiniteGuard
 from mdsc.training.optimizer import (
+    OUTPUT_BIAS_RATE,
     learning_rate,
     make_optimizer,
     parameter_groups,
@@ -24,7 +25,7 @@ from mdsc.training.optimizer import (
 
 ONE_PHASE = OptimConfig(max_steps=100, warmup_steps=10, learning_rate=2.0, final_lr_fraction=0.1)
 TWO_PHASES = replace(ONE_PHASE, pathway_steps=40, pathway_learning_rate=3.0)
-DECAYS = OptimConfig(weight_decay=0.5, gene_weight_decay=0.25, fitted_rate=0.125)
+DECAYS = OptimConfig(weight_decay=0.5, gene_weight_decay=0.25)
 
 
 class Parts(nn.Module):
@@ -44,19 +45,19 @@ def test_only_matrices_of_linear_layers_decay():
     assert len(decayed["params"]) + len(rest["params"]) == len(list(model.parameters()))
 
 
-def test_gene_vectors_have_a_decay_and_fitted_weights_a_rate_of_their_own():
+def test_gene_vectors_decay_at_their_own_rate_and_the_output_bias_learns_slowly():
     model = MdscModel(MdscConfig(num_genes=9, num_tokens=4, hidden_size=8, num_layers=1, num_heads=2, state_size=3))
     groups = parameter_groups(model, DECAYS)
     of = {id(parameter): group for group in groups for parameter in group["params"]}
     assert len(of) == len(list(model.parameters()))
-    read_out = of[id(model.cell_state.gene_out.weight)]
-    assert (read_out["weight_decay"], read_out["rate"]) == (0.25, 1.0)
-    for fitted in (model.output_bias.weight, model.cell_state.gene_in.weight, model.cell_state.log_precision):
-        assert (of[id(fitted)]["weight_decay"], of[id(fitted)]["rate"]) == (0.0, 0.125)
+    for vectors in (model.cell_state.gene_in, model.cell_state.gene_out):
+        assert (of[id(vectors.weight)]["weight_decay"], of[id(vectors.weight)]["rate"]) == (0.25, 1.0)
     assert of[id(model.gene_embedding.weight)]["weight_decay"] == 0.0
+    assert of[id(model.output_bias.weight)]["weight_decay"] == 0.0
     optimizer = make_optimizer(model, DECAYS)
     set_learning_rate(optimizer, 0.2)
-    assert {group["lr"] for group in optimizer.param_groups} == {0.2, 0.2 * 0.125}
+    assert {group["lr"] for group in optimizer.param_groups} == {0.2, 0.2 * OUTPUT_BIAS_RATE}
+    assert next(group["lr"] for group in optimizer.param_groups if group["params"][0] is model.output_bias.weight) < 0.2
 
 
 def test_a_table_that_is_also_a_head_does_not_decay_twice():

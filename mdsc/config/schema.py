@@ -85,9 +85,7 @@ class OptimConfig:
     weight_decay: float = 0.01
     """On matrices of linear layers; never on token tables, gains and biases."""
     gene_weight_decay: float = 0.0
-    """On the gene vectors that read out the cell state; pays where there are few cells and genes are often drawn."""
-    fitted_rate: float = 0.05
-    """Learning rate of the token frequencies and the factor model, which start fitted, over that of the rest."""
+    """On the gene vectors of the cell-state pathway; pays where there are few cells and all genes are often drawn."""
     beta2: float = 0.99
     """AdamW's second beta (the first is 0.9)."""
     warmup_steps: int = 100

@@ -6,11 +6,9 @@ Machine Learning", section 12.2.4):
 
     z = (diag(lambda) + sum_g w_g v_g v_g^T)^-1  sum_g w_g v_g (log1p(value_g) - b_g)        w_g = 1 / noise variance
 
-so that a state from 20 visible genes is shrunk and one from 2,000 is not, and a visible zero counts as evidence. Two
-heads read it out. A response that all genes share turns what the factor model expects of a gene into the law of its
-count: few parameters, for which little data is enough. An MLP bends the state, and a low-rank head adds what is
-particular to a gene: logits += W (state * f_g). The factor model (b, v, w, lambda) is fitted to the training cells
-beforehand (`initialisation`) and then moves slowly.
+so that a state from 20 visible genes is shrunk and one from 2,000 is not, and a visible zero counts as evidence. An MLP
+bends it, and a low-rank head reads it out gene by gene: logits += W (state * f_g). All of a, b, v, w, lambda and f are
+learned; they start from a truncated SVD of training cells (`MdscModel` initialisation).
 """
 
 import torch
@@ -24,7 +22,6 @@ from mdsc.model.keyed_dropout import KeyedDropout
 class CellState(nn.Module):
     """Pools the visible genes of each cell into a state, and reads the state out as logits of every gene."""
 
-    NUM_TRAITS = 5
     PRIOR_GENES = 16.0  # genes; weight of "nothing seen" in a plain mean
     PRIOR_DEPTH = 10.0  # counts; weight of the mean cell in the estimate of a cell's depth
 
@@ -49,7 +46,7 @@ class CellState(nn.Module):
         self.middle = nn.Linear(width, width)
         self.leave = nn.Linear(width, state_size)
         self.readout = ZeroLinear(state_size, num_tokens, bias=False)
-        self.response = nn.Sequential(nn.Linear(self.NUM_TRAITS, 32), nn.SiLU(), ZeroLinear(32, num_tokens, bias=False))
+        self.depth_readout = ZeroLinear(1, num_tokens, bias=False)
 
     def forward(
         self,
@@ -120,25 +117,11 @@ class CellState(nn.Module):
         gene_ids: Int[Tensor, "batch genes"],
         summary: Float[Tensor, "batch summary"],
         state: Float[Tensor, "batch state"],
-        evidence: Float[Tensor, "batch genes 2"],
     ) -> Float[Tensor, "batch genes tokens"]:
-        """What the pathway says of every gene, in float32: the shared response and the low-rank head.
-
-        No gradient flows from the response into the traits of single genes: they would learn the training cells by
-        heart through it.
-        """
+        """The low-rank head: W (state * f_gene) + W' log relative depth, in float32."""
         with torch.autocast(gene_ids.device.type, enabled=False):
-            traits = torch.stack(
-                [
-                    self.gene_value[gene_ids],
-                    torch.log(self.mean_count + 1e-3)[gene_ids] / 4.0,
-                    0.5 * self.log_precision[gene_ids],
-                    evidence[..., 0],
-                    summary[:, -1:].expand(gene_ids.shape),
-                ],
-                dim=-1,
-            )
-            return self.response(traits.detach()) + self.readout(state[:, None, :] * self.gene_out(gene_ids))
+            by_depth = self.depth_readout(summary[:, -1:])[:, None, :]
+            return self.readout(state[:, None, :] * self.gene_out(gene_ids)) + by_depth
 
 
 class ZeroLinear(nn.Linear):

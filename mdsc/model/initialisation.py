@@ -68,28 +68,23 @@ def gene_log_frequencies(token_frequency: Float[np.ndarray, "genes tokens"]) -> 
 def _start_from_svd(model: MdscModel, statistics: ShardStatistics) -> None:
     """Loadings, prior and noise of the factor model; read-out and gene embedding along the same directions.
 
-    The loadings are those of probabilistic PCA at its maximum of likelihood, W = U (Lambda - sigma^2)^1/2 (Tipping and
-    Bishop 1999, eq. 15): what noise alone adds to the variance along a direction is taken off. They are stored with
-    unit mean square per factor, and their size goes to the prior, which is the same model but suits an optimiser whose
-    steps have one size for all parameters.
+    The loadings are stored with unit mean square per factor, and their size goes to the prior, which is the same model
+    but suits an optimiser whose steps have one size for all parameters.
     """
-    state, state_size = model.cell_state, model.config.state_size
-    variance = np.square(statistics.gene_vectors).sum(axis=0)  # along each direction, descending
-    unit = statistics.gene_vectors / np.sqrt(np.maximum(variance, 1e-12) / len(statistics.gene_vectors))
-    left_out = min(statistics.num_cells, len(unit)) - len(variance)
-    noise = max(np.square(statistics.gene_sd).sum() - variance.sum(), 0.0) / max(left_out, 1)
-    size = np.sqrt(np.maximum(variance - noise, 0.0) / len(unit))
-    usable = min(int((size > 1e-4).sum()), state_size)  # small data has fewer directions than the state has room for
-    if usable == 0:
-        return
-    unit, size = unit[:, :usable], size[:usable]
-    loadings = unit * size
-    residual = np.square(statistics.gene_sd) - np.square(loadings).sum(axis=1)
-    _set(state.log_precision, -np.log(np.maximum(residual, MIN_NOISE_VARIANCE)))
+    loadings = statistics.gene_vectors.astype(
+        np.float64
+    )  # (genes, found): singular vector * singular value / sqrt(cells)
+    state_size = model.config.state_size
+    size = np.sqrt(np.square(loadings).mean(axis=0))
+    usable = min(int((size > 1e-6).sum()), state_size)  # small data has fewer directions than the state has room for
+    loadings, size = loadings[:, :usable], size[:usable]
+    unit = loadings / size
+    state = model.cell_state
+    noise = np.square(statistics.gene_sd) - np.square(loadings).sum(axis=1)
+    _set(state.log_precision, -np.log(np.maximum(noise, MIN_NOISE_VARIANCE)))
     _set(state.log_prior[:usable], -2 * np.log(size))
     state.log_prior[usable:] = -2 * math.log(size[-1])
     _set(state.gene_in.weight[:, :usable], unit)
-    state.gene_in.weight[:, usable:] = 0.0
     state.gene_out.weight.mul_(0.1)
     _set(state.gene_out.weight[:, :usable], 0.5 * loadings / loadings.std())
     if model.config.num_layers:

@@ -119,7 +119,7 @@ class MdscModel(PreTrainedModel):
         """
         condition = self.conditions(categories, vectors, len(tokens), tokens.device)
         summary, state, evidence = self.cell_state(gene_ids, tokens, depth, condition)
-        logits = self.output_bias(gene_ids) + self.cell_state.logits(gene_ids, summary, state, evidence)
+        logits = self.output_bias(gene_ids) + self.cell_state.logits(gene_ids, summary, state)
         if self.config.num_layers and not pathway_only:
             x = self.gene_embedding(gene_ids) + self.token_embedding(tokens)
             x = x + self.state_to_genes(state)[:, None, :] + self.evidence_to_genes(evidence)

@@ -8,14 +8,9 @@ from torch import Tensor, nn
 
 from mdsc.config.schema import OptimConfig
 
-FITTED = (
-    "output_bias.weight",
-    "cell_state.gene_in.weight",
-    "cell_state.gene_value",
-    "cell_state.log_precision",
-    "cell_state.log_prior",
-)
-"""Weights that start from the statistics of the training cells: token frequencies and the factor model."""
+OUTPUT_BIAS_RATE = 0.05
+"""Learning rate of the output bias over that of the rest: it starts at the training cells' frequencies, and at the full
+rate it learns the chance of every rare token by heart."""
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -32,22 +27,21 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     """Four groups with their weight decay and `rate`, the learning rate over that of the run.
 
     The matrices of linear layers decay; tables, gains and biases do not, because a row that is seldom drawn gets a
-    gradient seldom but would decay at every step; the gene vectors that read the cell state out have a decay of their
-    own. What was fitted to the training cells moves at `fitted_rate`: at the full rate it learns them by heart.
+    gradient seldom but would decay at every step. The gene vectors of the pathway have a decay of their own.
     """
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    matrices, gene_vectors, fitted, rest = [], [], [], []
+    matrices, gene_vectors, output_bias, rest = [], [], [], []
     for name, parameter in model.named_parameters():
-        if name.endswith(FITTED):
-            fitted.append(parameter)
-        elif name.endswith("cell_state.gene_out.weight"):
+        if name.endswith(("cell_state.gene_in.weight", "cell_state.gene_out.weight")):
             gene_vectors.append(parameter)
+        elif name.endswith("output_bias.weight"):
+            output_bias.append(parameter)
         else:
             (matrices if id(parameter) in linear else rest).append(parameter)
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay, "rate": 1.0},
         {"params": gene_vectors, "weight_decay": config.gene_weight_decay, "rate": 1.0},
-        {"params": fitted, "weight_decay": 0.0, "rate": config.fitted_rate},
+        {"params": output_bias, "weight_decay": 0.0, "rate": OUTPUT_BIAS_RATE},
         {"params": rest, "weight_decay": 0.0, "rate": 1.0},
     ]
     return [group for group in groups if group["params"]]
