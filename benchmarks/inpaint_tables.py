@@ -1,6 +1,6 @@
 """The tables of the inpainting benchmark, from the scores of its runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from result_tables import ResultTable, mean_and_sd
 
@@ -60,7 +60,5 @@ def by_predictor(scores: dict, ratio: str) -> dict[str, dict]:
 
 def differences(scores: Sequence[dict], other: str, metric: str) -> list[float | None]:
     """The model's less the other's of each seed."""
-    subtract: Callable[[dict], float | None] = lambda one: (  # noqa: E731
-        None if one[MODEL][metric] is None or one[other][metric] is None else one[MODEL][metric] - one[other][metric]
-    )
-    return [subtract(one) for one in scores]
+    pairs = [(one[MODEL][metric], one[other][metric]) for one in scores]
+    return [None if None in pair else pair[0] - pair[1] for pair in pairs]
