@@ -37,7 +37,8 @@ def stream(purpose: Purpose, seed: int, *address: int) -> np.random.Philox:
 
 def uniforms(source: np.random.Philox, size: int) -> Float64[np.ndarray, " size"]:
     """The next `size` uniform numbers of a stream, in the open interval (0, 1)."""
-    return ((source.random_raw(size) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    # 52 bits and a half: with one bit more the largest would round to 1.
+    return ((source.random_raw(size) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def permutation(source: np.random.Philox, size: int) -> Int64[np.ndarray, " size"]:
