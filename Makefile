@@ -11,6 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DATA := data/demo
 RUN := runs/demo
 # Test processes. More threads than cores make small tests slow, so that each process has one.
 JOBS ?= 2
@@ -22,9 +23,9 @@ LAUNCH := accelerate launch --num_processes 1 --num_machines 1 --mixed_precision
 
 demo: $(INSTALLED)
 	@echo; echo "1/4  700 real blood cells, counts recovered; 580 to train on, 120 held out"
-	$(BIN)/python data_prep/demo.py
+	$(BIN)/python data_prep/demo.py --output-dir $(DATA)
 	@echo; echo "2/4  a masked diffusion model is trained on the 580"
-	$(BIN)/$(LAUNCH) train.py --config configs/tiny.yaml --output-dir $(RUN)
+	$(BIN)/$(LAUNCH) train.py --config configs/tiny.yaml --data.dir $(DATA)/shards --output-dir $(RUN)
 	@echo; echo "3/4  80% of the held-out counts are hidden, and drawn anew by the model"
 	$(BIN)/python sample.py --checkpoint $(RUN) --mask-ratio 0.8 --output $(RUN)/filled.h5ad
 	@echo; echo "4/4  hidden counts are scored against the truth, beside baselines"

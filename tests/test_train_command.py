@@ -54,6 +54,9 @@ def test_defaults_that_were_taken_are_said():
     assert len(list(defaults_taken(TrainConfig(), []))) == 3
     config = TrainConfig(data=DataConfig(dir="x"), output_dir="y")
     assert list(defaults_taken(config, ["--config=z"])) == []
+    # What is given is no default, even where it equals one.
+    given = ["--config", "z", "--data.dir", "data/demo/shards", "--output_dir=runs/demo"]
+    assert list(defaults_taken(TrainConfig(), given)) == []
 
 
 def test_embedded_cells_are_prepared_where_they_are_missing(tmp_path: Path, monkeypatch):

@@ -100,11 +100,12 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) 
 
 def defaults_taken(config: TrainConfig, argv: list[str]) -> Iterator[str]:
     """Say what a run took because nothing else was asked for."""
-    if not any(argument.partition("=")[0] == "--config" for argument in argv):
+    given = {argument.partition("=")[0].replace("_", "-") for argument in argv}
+    if "--config" not in given:
         yield f"--config is not given: taking {_short(shipped_config('tiny'))}"
-    if config.data.dir == DataConfig().dir:
+    if "--data.dir" not in given and config.data.dir == DataConfig().dir:
         yield f"--data.dir is not given: taking the embedded cells, {config.data.dir}"
-    if config.output_dir == TrainConfig().output_dir:
+    if "--output-dir" not in given and config.output_dir == TrainConfig().output_dir:
         yield f"--output-dir is not given: taking {config.output_dir}"
 
 
