@@ -22,6 +22,9 @@ NUM_GENES = 300
 RATIO = 0.5
 WORST_NOISE = 0.003
 """Standard error of the observed zero rate of a decile, were all its counts 0 or not by the toss of a coin."""
+# How close a model comes depends on the cells, on the steps and on how much of the panel a training example has. The
+# worst decile with cells of seeds 1 and 2 is 0.010 and 0.011 off after 800 steps of 192 genes, 0.010 and 0.006 after
+# 1,600, and 0.004 and 0.006 off after 800 steps of all 300 genes; with 96 genes, 0.018 off after 800 steps (seed 2).
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def zero_rates(
 ) -> tuple[Float64[np.ndarray, " deciles"], Float64[np.ndarray, " deciles"]]:
     """Mean predicted p(count = 0) and observed share of zeros of held-out cells, by decile of gene expression."""
     config = TrainConfig(
-        data=DataConfig(dir=str(shards.path), num_genes=96, gene_draw=gene_draw, prefetch=0),
+        data=DataConfig(dir=str(shards.path), num_genes=192, gene_draw=gene_draw, prefetch=0),
         model=ModelConfig(hidden_size=32, num_layers=0, state_size=16),
         train=OptimConfig(
             max_steps=steps,
@@ -78,6 +81,6 @@ def test_zero_rates_are_calibrated_over_the_panel_and_in_each_decile_of_expressi
 @pytest.mark.slow
 def test_the_expressed_only_draw_is_not_calibrated(shards: ShardFolder, tmp_path: Path):
     """A model that is shown expressed genes alone learns that zeros are rare."""
-    predicted, observed = zero_rates(shards, tmp_path, "expressed", steps=200)
+    predicted, observed = zero_rates(shards, tmp_path, "expressed", steps=100)
     assert abs(predicted.mean() - observed.mean()) > 0.05
     assert np.abs(predicted - observed).max() > 0.05
