@@ -17,7 +17,10 @@ RUN := runs/demo
 JOBS ?= 2
 
 # Said in full, because accelerate warns about each that it has to guess. Devices and precision are left to train.py.
-LAUNCH := accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+# It also gives a process on CPU a single thread, where it is not told otherwise.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+LAUNCH := accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	--num_cpu_threads_per_process $(CORES)
 
 .PHONY: demo test lint format clean-ish
 
