@@ -2,9 +2,8 @@
 
 import sys
 
-from mdsc.training.command import main
-
 from mdsc.cli import exit_with
+from mdsc.training.command import main
 
 if __name__ == "__main__":
     exit_with(lambda: main(sys.argv[1:]))
