@@ -25,7 +25,7 @@ SHORTENED = {
     "evaluate.py": "--pooled-steps 2 --max-cells 20",
 }
 # Files that the commands write or that a user brings, and so are not in the repository.
-NOT_OURS = re.compile(r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.png|\w+\.h5ad)$|^config\.json$")
+NOT_OURS = re.compile(r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.png|\w+\.h5ad)$|^config\.json$|^shared/")
 CHECKPOINT = {"model.safetensors", "genes.parquet", "tokenizer.json", "training.yaml"}
 
 
@@ -108,7 +108,13 @@ def help_text() -> str:
     with contextlib.redirect_stdout(text):
         for command in ("train", "sample", "evaluate inpaint", "validate", "prepare h5ad", "prepare demo"):
             main([*command.split(), "--help"])
-    return text.getvalue()
+    benchmarks = [
+        subprocess.run(
+            [sys.executable, ROOT / "benchmarks" / name, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for name in ("inpaint.py", "ablations.py")
+    ]
+    return text.getvalue() + "".join(benchmarks)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
