@@ -41,15 +41,15 @@ class ExactJoint:
         """Index of each row among all rows of `length` digits."""
         return (states * base ** torch.arange(self.length - 1, -1, -1)).sum(-1)
 
-    def predict(self, gene_ids, tokens, is_pad, depth, categories, vectors):
+    def predict(self, gene_ids, tokens, counts, is_pad, categories, vectors):
         """Logits of the exact conditionals at hidden positions, in whatever order the genes stand; elsewhere anything.
 
-        It refuses what a state of the tokenizer cannot be, and a depth that is not the sum of the visible counts.
+        It refuses what a state of the tokenizer cannot be, and counts that are not those of the visible tokens.
         """
         self.calls.append(tokens)
         assert ((tokens == self.num_tokens + 1) == is_pad).all()
         seen = torch.where(tokens < self.num_tokens, tokens, 0)
-        assert torch.equal(depth, seen.sum(1).float())
+        assert torch.equal(counts.long(), seen)
         # Real genes go to their places; a pad's entry goes to a place of its own, which is cut off.
         place = torch.where(is_pad, self.length, gene_ids)
         state = torch.full((len(tokens), self.length + 1), self.num_tokens).scatter(1, place, tokens)[:, : self.length]
@@ -72,6 +72,7 @@ class ExactJoint:
             tokens=padded.masked_fill(is_pad, self.num_tokens + 1),
             is_pad=is_pad,
             cell_index=torch.arange(len(tokens)),
+            fold=torch.zeros(len(tokens), dtype=torch.long),
         )
 
     def nothing_known(self, num_cells: int) -> Evidence:

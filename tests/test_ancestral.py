@@ -48,9 +48,9 @@ def example(num_cells=8, num_genes=40, num_pads=3, hidden_share=0.6, tokenizer="
     tokenizer = make_tokenizer(tokenizer)
     table = torch.tensor(rng.standard_normal((num_genes, tokenizer.num_tokens)), dtype=torch.float32)
 
-    def predict(gene_ids, tokens, is_pad, depth, categories, vectors):
+    def predict(gene_ids, tokens, counts, is_pad, categories, vectors):
         seen = torch.where(tokens < tokenizer.num_tokens, tokens, 0).sum(1).float()
-        slope = (0.02 * seen + 0.1 * depth.log1p())[:, None, None]
+        slope = (0.02 * seen + 0.1 * counts.sum(dim=1).log1p())[:, None, None]
         return table[gene_ids] - slope * torch.arange(tokenizer.num_tokens) / 10
 
     return predict, evidence, tokenizer
@@ -206,7 +206,7 @@ def test_the_model_is_asked_once_per_change_and_always_about_the_present_state(j
 
 
 def test_drawn_counts_are_what_the_model_sees_next(joint):
-    """Depth and tokens are those of evidence and draws together (`ExactJoint.predict` checks the depth)."""
+    """Counts and tokens are those of evidence and draws together (`ExactJoint.predict` checks the counts)."""
     states, joint.calls[:] = [], []
     ancestral(joint.predict, joint.nothing_known(500), joint.tokenizer, num_steps=5, seed=0,
               callback=lambda step, state: states.append(state))  # fmt: skip

@@ -80,7 +80,7 @@ def test_conditions_reach_the_model_cell_by_cell():
     joint = ExactJoint(length=2)
     seen = []
 
-    def predict(gene_ids, tokens, is_pad, depth, categories, vectors):
+    def predict(gene_ids, tokens, counts, is_pad, categories, vectors):
         seen.append((categories["drug"], vectors["dose"]))
         # Drug 1 gives 2 everywhere, drug 0 gives 0.
         logits = torch.full((*gene_ids.shape, 3), -math.inf)

@@ -54,14 +54,14 @@ def take(loader, number, start=0) -> list[CellBatch]:
 
 
 def assert_equal(one: CellBatch, other: CellBatch) -> None:
-    for name in ("gene_ids", "counts", "tokens", "is_pad", "cell_index"):
+    for name in ("gene_ids", "counts", "tokens", "is_pad", "cell_index", "fold"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert torch.equal(one.categories["drug"], other.categories["drug"])
 
 
 def joined(batches: list[CellBatch]) -> CellBatch:
     """The shares of all ranks as the global batch."""
-    names = ("gene_ids", "counts", "tokens", "is_pad", "cell_index")
+    names = ("gene_ids", "counts", "tokens", "is_pad", "cell_index", "fold")
     whole = CellBatch(
         **{name: torch.cat([getattr(batch, name) for batch in batches]) for name in names},
         categories={"drug": torch.cat([batch.categories["drug"] for batch in batches])},

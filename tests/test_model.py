@@ -38,7 +38,7 @@ def test_padding_changes_nothing_whatever_gene_stands_there(num_layers: int, att
         "gene_ids": F.pad(cells["gene_ids"], (0, 7)),
         "tokens": F.pad(cells["tokens"], (0, 7), value=NUM_TOKENS + 1),
         "is_pad": F.pad(cells["is_pad"], (0, 7), value=True),
-        "depth": cells["depth"],
+        "counts": F.pad(cells["counts"], (0, 7)),
     }
     padded["gene_ids"][1:, 20:] = torch.randint(NUM_GENES, (2, 7), generator=torch.Generator().manual_seed(2))
     found = model(**padded)
@@ -50,7 +50,7 @@ def test_a_cell_of_padding_alone_spoils_no_gradient():
     model, cells = tiny_model(), tiny_cells()
     cells["is_pad"][0] = True
     cells["tokens"][0] = NUM_TOKENS + 1
-    cells["depth"][0] = 0
+    cells["counts"][0] = 0
     logits = model(**cells).logits
     logits[1:].square().sum().backward()
     assert logits.isfinite().all()

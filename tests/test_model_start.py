@@ -13,6 +13,7 @@ from tiny_model import NUM_TOKENS, tiny_cells, tiny_config
 from torch.nn import functional as F
 
 from mdsc.config.schema import DataConfig, ModelConfig
+from mdsc.data.folds import NUM_FOLDS
 from mdsc.data.loader import CellLoader
 from mdsc.data.shard_statistics import ShardStatistics, shard_statistics
 from mdsc.data.shards import ShardFolder
@@ -34,7 +35,8 @@ def zero_layers(model: MdscModel) -> Iterator[tuple[str, ZeroLinear]]:
 def assert_zero_where_it_must_be(model: MdscModel) -> None:
     names = {name for name, _ in zero_layers(model)}
     blocks = {f"blocks.{layer}.modulation" for layer in range(model.config.num_layers)}
-    assert names == blocks | {"final.modulation", "final.head", "cell_state.readout", "cell_state.depth_readout"}
+    heads = {"cell_state.readout", "cell_state.depth_readout", "gene_response.leave", "gene_response.skip"}
+    assert names == blocks | heads | {"final.modulation", "final.head"}
     for name, layer in zero_layers(model):
         assert all(parameter.eq(0).all() for parameter in layer.parameters()), name
     others = [module for module in model.modules() if type(module) is torch.nn.Linear]
@@ -100,7 +102,7 @@ def simulated(tmp_path_factory) -> Simulated:
     )
     folder = simulate_shards(Truth.of(config), tmp_path_factory.mktemp("simulated") / "shards")
     tokenizer = make_tokenizer("count", 16)
-    statistics = shard_statistics(folder, tokenizer, rank=8, validation_fraction=VALIDATION_FRACTION)
+    statistics = shard_statistics(folder, tokenizer, rank=16, validation_fraction=VALIDATION_FRACTION)
     return Simulated(folder, tokenizer.with_values(statistics.token_mean_count), statistics)
 
 
@@ -126,15 +128,35 @@ def test_step_0_is_the_gene_marginal_whatever_is_visible(simulated: Simulated, g
 
 def test_the_factor_model_starts_from_the_cells(simulated: Simulated):
     """Loadings scaled by their prior deviations are the singular vectors; with noise they give the variances."""
-    statistics, state = simulated.statistics, simulated.model().cell_state
+    factors, state = simulated.statistics.factors, simulated.model().cell_state
     deviation = (-0.5 * state.log_prior).exp()
     loadings = (state.gene_in.weight * deviation).detach().numpy()
-    np.testing.assert_allclose(loadings, statistics.gene_vectors, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(loadings, factors.gene_vectors[:, :8], rtol=1e-4, atol=1e-5)
     variance = np.square(loadings).sum(axis=1) + np.exp(-state.log_precision.detach().numpy())
-    np.testing.assert_allclose(variance, np.square(statistics.gene_sd), atol=0.03)
-    np.testing.assert_allclose(state.gene_value.detach(), statistics.gene_mean, rtol=1e-5)
-    np.testing.assert_allclose(state.token_value.detach(), np.log1p(simulated.tokenizer.values), rtol=1e-5)
+    np.testing.assert_allclose(variance, np.square(factors.gene_sd), atol=0.03)
+    np.testing.assert_allclose(state.gene_value.detach(), factors.gene_mean, rtol=1e-5)
     np.testing.assert_allclose(state.mean_count, simulated.folder.statistics.mean_count, rtol=1e-5)
+
+
+def test_the_evidence_is_probabilistic_pca_of_the_cells(simulated: Simulated):
+    """Against the closed form of Tipping & Bishop: the variance beyond the directions that are kept is noise."""
+    evidence = simulated.model(factor_size=4).gene_evidence
+    tables = [(evidence.gene_mean, evidence.loadings, evidence.precision)]
+    tables += list(zip(evidence.fold_gene_mean, evidence.fold_loadings, evidence.fold_precision, strict=True))
+    statistics = simulated.statistics
+    fits = [statistics.factors, *statistics.without_fold]
+    assert len(fits) == len(tables) == 1 + NUM_FOLDS
+    for factors, (gene_mean, loadings, precision) in zip(fits, tables, strict=True):
+        variance = np.square(factors.gene_vectors).sum(axis=0)
+        noise = (np.square(factors.gene_sd).sum() - variance[:4].sum()) / (60 - 4)
+        expected = factors.gene_vectors[:, :4] * np.sqrt(1 - noise / variance[:4])
+        np.testing.assert_allclose(loadings, expected, rtol=1e-4, atol=1e-6)
+        own = np.maximum(np.square(factors.gene_sd) - np.square(expected).sum(axis=1), 0.02)
+        np.testing.assert_allclose(precision, 1 / own, rtol=1e-4)
+        np.testing.assert_allclose(gene_mean, factors.gene_mean, rtol=1e-5)
+    level = np.log(simulated.folder.statistics.mean_count + 1e-3)
+    np.testing.assert_allclose(evidence.gene_level, (level - level.mean()) / level.std(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(evidence.gene_sd, statistics.factors.gene_sd + 0.05, rtol=1e-5)
 
 
 def test_the_config_holds_what_the_data_tells(simulated: Simulated):
@@ -159,7 +181,7 @@ def test_the_svd_start_learns_what_cells_share_sooner(simulated: Simulated):
     settings = DataConfig(num_genes=60, num_lanes=4, validation_fraction=VALIDATION_FRACTION, prefetch=0)
     found = {}
     for gene_init in ("svd", "random"):
-        model = simulated.model(gene_init=gene_init, num_layers=0)
+        model = simulated.model(gene_init=gene_init, num_layers=0, factor_size=0)
         loader = CellLoader(simulated.folder, simulated.tokenizer, settings, seed=0, global_batch_size=32)
         validation = loader.validation_batch(200)
         half = hide_fraction(validation.is_pad, 0.5, seed=0, cell_index=validation.cell_index)

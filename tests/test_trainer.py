@@ -164,7 +164,7 @@ def test_validation_scores_hidden_positions_alone(folder: Path):
     trainer, _ = tiny_trainer(tiny_config(folder))
     num_tokens = trainer.tokenizer.num_tokens
 
-    def predict(gene_ids, tokens, is_pad, depth, categories, vectors):
+    def predict(gene_ids, tokens, counts, is_pad, categories, vectors):
         seen = tokens < num_tokens
         return 100.0 * torch.nn.functional.one_hot(tokens.clamp(max=num_tokens - 1), num_tokens) * seen[..., None]
 

@@ -10,7 +10,7 @@ CONDITIONS = {"condition_levels": {"drug": ["a", "b"]}, "vector_sizes": {"text":
 
 
 def tiny_config(**changes) -> MdscConfig:
-    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "state_size": 6}
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "state_size": 6, "factor_size": 3}
     return MdscConfig(num_genes=NUM_GENES, num_tokens=NUM_TOKENS, **(sizes | changes))
 
 
@@ -22,6 +22,10 @@ def tiny_model(*, seed: int = 0, **changes) -> MdscModel:
         for parameter in model.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
         model.cell_state.mean_count.copy_(torch.rand(NUM_GENES, generator=generator) + 0.1)
+        if model.config.factor_size:
+            for table in (name for name, _ in model.gene_evidence.named_buffers() if not name.startswith("fold_")):
+                buffer = getattr(model.gene_evidence, table)
+                buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.2)
     return model
 
 
@@ -32,6 +36,7 @@ def tiny_cells(*, seed: int = 0, batch: int = 3, genes: int = 20) -> dict[str, T
     tokens = torch.randint(NUM_TOKENS, (batch, genes), generator=generator)
     hidden = torch.rand(batch, genes, generator=generator) < 0.5
     hidden[-1] = True
-    depth = torch.where(hidden, 0, tokens).sum(dim=1).float()
+    counts = torch.where(hidden, 0, tokens * (tokens + 1) // 2)
     is_pad = torch.zeros(batch, genes, dtype=torch.bool)
-    return {"gene_ids": gene_ids, "tokens": tokens.masked_fill(hidden, NUM_TOKENS), "is_pad": is_pad, "depth": depth}
+    tokens = tokens.masked_fill(hidden, NUM_TOKENS)
+    return {"gene_ids": gene_ids, "tokens": tokens, "counts": counts, "is_pad": is_pad}

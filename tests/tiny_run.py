@@ -29,7 +29,7 @@ def tiny_config(folder: Path, **train) -> TrainConfig:
     options = {"max_steps": 6, "global_batch_size": 16, "learning_rate": 1e-2, "warmup_steps": 2, "log_every": 1}
     return TrainConfig(
         data=DataConfig(dir=str(folder / "shards"), num_lanes=4, validation_fraction=0.2, prefetch=0),
-        model=ModelConfig(hidden_size=16, num_layers=1, num_heads=2, state_size=4),
+        model=ModelConfig(hidden_size=16, num_layers=1, num_heads=2, state_size=4, factor_size=8),
         train=OptimConfig(**(options | {"precision": "fp32"} | train)),
         validation=ValidationConfig(num_cells=24),
         output_dir=str(folder / "run"),
@@ -47,6 +47,7 @@ def flags(config: TrainConfig) -> list[str]:
         "model.num-layers": model.num_layers,
         "model.num-heads": model.num_heads,
         "model.state-size": model.state_size,
+        "model.factor-size": model.factor_size,
         "train.max-steps": train.max_steps,
         "train.global-batch-size": train.global_batch_size,
         "train.learning-rate": train.learning_rate,
@@ -64,7 +65,7 @@ def tiny_trainer(config: TrainConfig, *, tracker: Tracker | None = None) -> tupl
     folder = ShardFolder.open(config.data.dir)
     tokenizer = make_tokenizer(config.tokenizer.name)
     statistics = shard_statistics(
-        folder, tokenizer, rank=config.model.state_size, validation_fraction=config.data.validation_fraction
+        folder, tokenizer, rank=config.model.factor_size, validation_fraction=config.data.validation_fraction
     )
     tokenizer = tokenizer.with_values(statistics.token_mean_count)
     loader = CellLoader(

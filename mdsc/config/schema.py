@@ -52,6 +52,11 @@ class ModelConfig:
     """Start of the gene vectors: a truncated SVD of the training cells, or noise."""
     state_pooling: Literal["posterior", "mean"] = "posterior"
     """How the visible genes become a state: the posterior mean of a factor model, or a plain mean of gene vectors."""
+    factor_size: int = 16
+    """Factors of the fixed factor model that tells the network what to expect of each gene; 0 leaves it out."""
+    cross_fit: bool = True
+    """Read a training cell with a factor model of other training cells, so that its own noise does not look like
+    knowledge; done where there are fewer than 10,000 cells."""
     state_dropout: float = 0.0
     """Dropout of the features of the cell state; pays where there are few cells."""
     dropout: float = 0.0

@@ -24,6 +24,8 @@ class CellBatch:
     is_pad: Bool[Tensor, "batch genes"]
     cell_index: Int[Tensor, " batch"]
     """Position in the global batch, 0 .. B-1: keys what is random per cell, whatever rank it is on."""
+    fold: Int[Tensor, " batch"]
+    """Part of the training cells that a training cell is in, 1, 2, ...; 0 for other cells (`mdsc.data.folds`)."""
     categories: Mapping[str, Int[Tensor, " batch"]] = field(default_factory=dict)
     """Categorical conditions: 0 = unknown, 1.. = levels."""
     vectors: Mapping[str, Float[Tensor, "batch _"]] = field(default_factory=dict)
@@ -92,6 +94,7 @@ def batch_from_csr(
         tokens=torch.from_numpy(tokens),
         is_pad=torch.zeros(num_cells, num_genes, dtype=torch.bool),
         cell_index=torch.arange(first_cell, first_cell + num_cells),
+        fold=torch.zeros(num_cells, dtype=torch.long),
         categories={name: torch.as_tensor(level, dtype=torch.long) for name, level in (categories or {}).items()},
         vectors={name: torch.as_tensor(vector, dtype=torch.float32) for name, vector in (vectors or {}).items()},
     )

@@ -48,7 +48,10 @@ class DenseCells:
         self._is_pad[part] = False
 
     def batch(
-        self, cell_index: Int64[np.ndarray, " cells"], categories: Mapping[str, Int64[np.ndarray, " cells"]]
+        self,
+        cell_index: Int64[np.ndarray, " cells"],
+        fold: Int64[np.ndarray, " cells"],
+        categories: Mapping[str, Int64[np.ndarray, " cells"]],
     ) -> CellBatch:
         return CellBatch(
             gene_ids=torch.from_numpy(self._gene_ids),
@@ -56,5 +59,6 @@ class DenseCells:
             tokens=torch.from_numpy(self._tokens),
             is_pad=torch.from_numpy(self._is_pad),
             cell_index=torch.from_numpy(cell_index),
+            fold=torch.from_numpy(fold),
             categories={name: torch.from_numpy(level) for name, level in categories.items()},
         )

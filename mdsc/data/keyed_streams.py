@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     GENE_SET = 6
     EXPRESSED_GENES = 7
     SKETCH = 8
+    FOLD = 9
 
 
 def stream(purpose: Purpose, seed: int, *address: int) -> np.random.Philox:

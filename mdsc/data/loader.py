@@ -5,13 +5,15 @@ from itertools import count
 from types import MappingProxyType
 
 import numpy as np
+from jaxtyping import Int64
 
 from mdsc.config.schema import DataConfig
 from mdsc.data.batch import CellBatch
 from mdsc.data.dense_cells import DenseCells
+from mdsc.data.folds import NO_FOLD, folds_of_rows
 from mdsc.data.gene_sets import GeneSets, draw_expressed, gene_weights
 from mdsc.data.keyed_streams import Purpose, stream
-from mdsc.data.plan import EpochPlan, LanePlan
+from mdsc.data.plan import CellAddresses, EpochPlan, LanePlan
 from mdsc.data.prefetch import prefetched
 from mdsc.data.shards import ShardFolder
 from mdsc.data.token_groups import TokenGroup, TokenGroups, tokenise
@@ -99,7 +101,7 @@ class CellLoader:
             dense.fill_gene_set(len(rows), [group.cell(row) for row in group_rows.tolist()], gene_set)
             groups += [group] * len(group_rows)
             rows += group_rows.tolist()
-        return dense.batch(np.arange(len(rows)), self._categories(groups, rows))
+        return dense.batch(np.arange(len(rows)), np.full(len(rows), NO_FOLD), self._categories(groups, rows))
 
     def _batches(self, start_step: int) -> Iterator[CellBatch]:
         kept = TokenGroups(
@@ -115,7 +117,7 @@ class CellLoader:
     def _batch(self, kept: TokenGroups, order: EpochPlan, step: int) -> CellBatch:
         size = self.plan.cells_per_lane
         dense = self._dense(size * len(self.lanes), self._sets.num_genes)
-        groups, rows = [], []
+        groups, rows, folds = [], [], []
         for lane in self.lanes:
             addresses = order.cells(step, lane)
             group_numbers, lane_rows = addresses.group.tolist(), addresses.row.tolist()
@@ -131,8 +133,9 @@ class CellLoader:
                 dense.fill_gene_set(len(rows), cells, self._sets.draw(source))
             groups += lane_groups
             rows += lane_rows
+            folds.append(self._folds(addresses))
         cell_index = np.concatenate([np.arange(lane * size, (lane + 1) * size) for lane in self.lanes])
-        return dense.batch(cell_index, self._categories(groups, rows))
+        return dense.batch(cell_index, np.concatenate(folds), self._categories(groups, rows))
 
     def _dense(self, num_cells: int, num_genes: int) -> DenseCells:
         return DenseCells(
@@ -141,6 +144,10 @@ class CellLoader:
             vocabulary_size=len(self.folder.vocabulary),
             pad_token=self.tokenizer.pad_token,
         )
+
+    def _folds(self, cells: CellAddresses) -> Int64[np.ndarray, " cells"]:
+        of_group = {number: folds_of_rows(self.plan.row_groups[number]) for number in set(cells.group.tolist())}
+        return np.array([of_group[number][row] for number, row in zip(cells.group, cells.row, strict=True)])
 
     def _categories(self, groups: Sequence[TokenGroup], rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Levels of cells that are given by their row groups and rows in these."""

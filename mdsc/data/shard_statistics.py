@@ -1,15 +1,16 @@
 """What a trainer wants to know of the training cells before it starts: token frequencies and gene vectors.
 
-The gene vectors are the right singular vectors of A, the cells' values as the model reads them (log1p of the typical
-count of each token) with each gene's mean taken off. Depth is left in: it is a factor of the cell like any other, and
-the model sees raw counts. A is never built. The randomised Nystroem method (Halko, Martinsson & Tropp 2011, "Finding
-structure with randomness", algorithm 5.5, on the covariance) needs products of C = A^T A with a thin matrix Q only, and
-these are sums over row groups of sparse matrices:
+The gene vectors are the right singular vectors of A, log1p of the counts with each gene's mean taken off. Depth is left
+in: it is a factor of the cell like any other. A is never built. The randomised Nystroem method (Halko, Martinsson &
+Tropp 2011, "Finding structure with randomness", algorithm 5.5, on the covariance) needs products of C = A^T A with a
+thin matrix Q only, and these are sums over row groups of sparse matrices:
 
     C Q = L^T (L Q) - cells * mean (mean^T Q)        L: uncentred, mean: of each gene
 
-One pass counts, and each product takes another: all but the last sharpen the range (subspace iteration), the last one
-gives the factorisation. Memory is O(genes * rank) and one row group.
+One pass counts tokens, one takes moments, and each product takes another: all but the last sharpen the range (subspace
+iteration), the last one gives the factorisation. Memory is O(genes * rank) and one row group.
+
+Of few cells a fit has learned each one's own noise. Then the same is done again without each fold of them (`folds`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float64, Int64
 
+from mdsc.data.folds import NO_FOLD, NUM_FOLDS, folds_of_rows
 from mdsc.data.keyed_streams import Purpose, stream, uniforms
 from mdsc.data.shards import RowGroupRef, ShardFolder
 from mdsc.data.tokenizers import Tokenizer
@@ -26,6 +28,21 @@ from mdsc.data.validation_split import num_validation_rows, split_rows
 
 OVERSAMPLE = 16
 NUM_PRODUCTS = 3
+MANY_CELLS = 10_000
+"""From here on a cell's own share in a fit (about rank / cells of its variance) is not worth the fits without it."""
+
+
+@dataclass(frozen=True, eq=False)
+class CellFactors:
+    """Centre and principal directions of some training cells; G genes."""
+
+    gene_mean: Float64[np.ndarray, " genes"]
+    """Mean of log1p(count) of each gene."""
+    gene_sd: Float64[np.ndarray, " genes"]
+    """Standard deviation of the same."""
+    gene_vectors: Float64[np.ndarray, "genes rank"]
+    """Right singular vectors of centred log1p(count), each times its singular value / sqrt(cells): the columns' squared
+    lengths are the variances along them, descending. Zero columns where the cells have fewer dimensions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +54,10 @@ class ShardStatistics:
     """Cells that have this token at this gene; rows sum to num_cells, token 0 being the cells without a count."""
     token_mean_count: Float64[np.ndarray, " tokens"]
     """Mean count behind each token, NaN where no cell has it: for `Tokenizer.with_values`."""
-    gene_mean: Float64[np.ndarray, " genes"]
-    """Mean value of each gene; a value is log1p of the typical count of a token."""
-    gene_sd: Float64[np.ndarray, " genes"]
-    """Standard deviation of the same."""
-    gene_vectors: Float64[np.ndarray, "genes rank"]
-    """Right singular vectors of the centred values, each times its singular value / sqrt(num_cells): the columns'
-    squared lengths are the variances along them, descending. Zero columns where the cells have fewer dimensions."""
+    factors: CellFactors
+    """Of all of them."""
+    without_fold: tuple[CellFactors, ...]
+    """Of all but those of fold 1, 2, ...; empty where there are MANY_CELLS, or where it was not asked for."""
 
 
 def shard_statistics(
@@ -52,6 +66,7 @@ def shard_statistics(
     *,
     rank: int,
     validation_fraction: float,
+    cross_fit: bool = True,
     max_cells: int = 50_000,
     seed: int = 0,
 ) -> ShardStatistics:
@@ -65,7 +80,7 @@ def shard_statistics(
     frequency = np.zeros(num_genes * num_tokens)
     token_total = np.zeros(num_tokens)
     num_cells = 0
-    for cells in _training_cells(folder, refs, validation_fraction):
+    for cells, _ in _training_cells(folder, refs, validation_fraction):
         tokens = _tokens(cells, tokenizer)
         np.add.at(frequency, cells.indices.astype(np.int64) * num_tokens + tokens, 1.0)
         token_total += np.bincount(tokens, weights=cells.data, minlength=num_tokens)
@@ -77,27 +92,50 @@ def shard_statistics(
     np.divide(token_total, token_number, out=token_mean_count, where=token_number > 0)
     frequency[:, 0] = num_cells - frequency.sum(axis=1)
     token_mean_count[0] = 0
-    token_value = np.log1p(tokenizer.with_values(token_mean_count).values)
-    mean = frequency @ token_value / num_cells
 
-    def centred_product(basis: Float64[np.ndarray, "genes width"]) -> Float64[np.ndarray, "genes width"]:
-        product = -num_cells * np.outer(mean, mean @ basis)
-        for cells in _training_cells(folder, refs, validation_fraction):
-            data = token_value[_tokens(cells, tokenizer)]
-            values = sp.csr_matrix((data, cells.indices, cells.indptr), shape=cells.shape)
-            product += values.T @ (values @ basis)
-        return product
+    def values() -> Iterator[tuple[sp.csr_matrix, Int64[np.ndarray, " cells"]]]:
+        for cells, folds in _training_cells(folder, refs, validation_fraction):
+            yield sp.csr_matrix((np.log1p(cells.data), cells.indices, cells.indptr), shape=cells.shape), folds
 
     width = min(rank + OVERSAMPLE, num_genes)
     sketch = uniforms(stream(Purpose.SKETCH, seed), num_genes * width).reshape(num_genes, width) - 0.5
+    folds = range(1, NUM_FOLDS + 1) if cross_fit and num_cells < MANY_CELLS else ()
     return ShardStatistics(
         num_cells=num_cells,
         token_frequency=frequency,
         token_mean_count=token_mean_count,
-        gene_mean=mean,
-        gene_sd=np.sqrt(np.maximum(frequency @ token_value**2 / num_cells - mean**2, 0)),
-        gene_vectors=_principal_vectors(centred_product, sketch, rank) / np.sqrt(num_cells),
+        factors=_factors(values, sketch, rank, NO_FOLD),
+        without_fold=tuple(_factors(values, sketch, rank, fold) for fold in folds),
     )
+
+
+def _factors(
+    values: Callable[[], Iterator[tuple[sp.csr_matrix, Int64[np.ndarray, " cells"]]]],
+    sketch: Float64[np.ndarray, "genes width"],
+    rank: int,
+    left_out: int,
+) -> CellFactors:
+    """Moments and directions of all cells that are not in fold `left_out`, in a pass more than there are products."""
+    num_genes = len(sketch)
+
+    def moments() -> tuple[int, Float64[np.ndarray, " genes"], Float64[np.ndarray, " genes"]]:
+        number, total, square = 0, np.zeros(num_genes), np.zeros(num_genes)
+        for cells, folds in values():
+            kept = (folds != left_out).astype(np.float64)
+            number += int(kept.sum())
+            total += cells.T @ kept
+            square += cells.power(2).T @ kept
+        mean = total / max(number, 1)
+        return max(number, 1), mean, np.sqrt(np.maximum(square / max(number, 1) - mean**2, 0))
+
+    def centred_product(basis: Float64[np.ndarray, "genes width"]) -> Float64[np.ndarray, "genes width"]:
+        product = -number * np.outer(mean, mean @ basis)
+        for cells, folds in values():
+            product += cells.T @ ((cells @ basis) * (folds != left_out)[:, None])
+        return product
+
+    number, mean, sd = moments()
+    return CellFactors(mean, sd, _principal_vectors(centred_product, sketch, rank) / np.sqrt(number))
 
 
 def _principal_vectors(
@@ -124,13 +162,14 @@ def _principal_vectors(
 
 def _training_cells(
     folder: ShardFolder, refs: Sequence[RowGroupRef], validation_fraction: float
-) -> Iterator[sp.csr_matrix]:
-    """Counts (cells, genes) of the training cells of each row group."""
+) -> Iterator[tuple[sp.csr_matrix, Int64[np.ndarray, " cells"]]]:
+    """Counts (cells, genes) of the training cells of each row group, and their folds."""
     for ref in refs:
         group = folder.read(ref, columns=())
         shape = (ref.rows, len(folder.vocabulary))
         cells = sp.csr_matrix((group.counts, group.gene_index, group.indptr), shape=shape)
-        yield cells[np.sort(split_rows(ref, validation_fraction)[0])]
+        rows = np.sort(split_rows(ref, validation_fraction)[0])
+        yield cells[rows], folds_of_rows(ref)[rows]
 
 
 def _tokens(cells: sp.csr_matrix, tokenizer: Tokenizer) -> Int64[np.ndarray, " nnz"]:

@@ -21,13 +21,13 @@ def num_validation_rows(ref: RowGroupRef, fraction: float) -> int:
     assert 0 <= fraction < 1
     share = ref.rows * fraction
     whole = int(share)
-    _, luck = _address_hash(ref)
+    _, luck = address_hash(ref)
     return whole + (luck < share - whole)
 
 
 def split_rows(ref: RowGroupRef, fraction: float) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " valid"]]:
     """Rows of this row group that are trained on, and rows that are kept for validation; each in hashed order."""
-    key, _ = _address_hash(ref)
+    key, _ = address_hash(ref)
     order = permutation(stream(Purpose.VALIDATION_ROWS, key), ref.rows)
     num_validation = num_validation_rows(ref, fraction)
     return order[num_validation:], order[:num_validation]
@@ -51,7 +51,7 @@ def some_validation_rows(
     return {ref: split_rows(ref, fraction)[1][:number] for ref, number in zip(refs, taken, strict=True) if number}
 
 
-def _address_hash(ref: RowGroupRef) -> tuple[int, float]:
+def address_hash(ref: RowGroupRef) -> tuple[int, float]:
     """A 64-bit key and a uniform number in [0, 1) of a row group."""
     digest = blake2b(f"{ref.file}\n{ref.group}".encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little") / 2**64

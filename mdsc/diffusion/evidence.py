@@ -1,7 +1,7 @@
 """What a model may know of a cell: its visible counts and nothing that was computed from the hidden ones.
 
 Training, validation and sampling all reach the network through `Evidence.predict`: counts are hidden first, in count
-space; then what is left is tokenised and summed up to a depth, as if it were the whole cell.
+space; then what is left is tokenised as if it were the whole cell.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,9 +15,8 @@ from mdsc.data.batch import CellBatch
 from mdsc.data.tokenizers import Tokenizer
 
 Predict = Callable[..., Tensor]
-"""predict(gene_ids, tokens, is_pad, depth, categories, vectors) -> logits (batch, genes, V): a model, or a test's
-exact conditionals. tokens: the mask token where a position is hidden, the pad token at pads; depth (batch,) float32:
-sum of the visible counts."""
+"""predict(gene_ids, tokens, counts, is_pad, categories, vectors) -> logits (batch, genes, V): a model, or a test's
+exact conditionals. tokens: the mask token where a position is hidden, the pad token at pads; counts: 0 at both."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ class Evidence:
         """The model's logits over each position's data tokens."""
         tokens = tokenizer.encode_visible(self.counts, self.visible)
         tokens = tokens.masked_fill(self.is_pad, tokenizer.pad_token)
-        depth = self.counts.sum(dim=1).float()
-        return predict(self.gene_ids, tokens, self.is_pad, depth, self.categories, self.vectors)
+        return predict(self.gene_ids, tokens, self.counts, self.is_pad, self.categories, self.vectors)
 
     def to(self, device: torch.device | str) -> "Evidence":
         return self._map(lambda tensor: tensor.to(device))

@@ -32,8 +32,8 @@ def fit_pooled(
         config = pooled_config(run, str(shards), f"{folder}/run", max_steps)
         checkpoint = load_checkpoint(train(config, make_accelerator(), RunProgress(max_steps, show=False)))
 
-    def predict(gene_ids, tokens, is_pad, depth, *conditions):
-        return checkpoint.model(gene_ids, tokens, is_pad, depth).logits
+    def predict(gene_ids, tokens, counts, is_pad, *conditions):
+        return checkpoint.model(gene_ids, tokens, counts, is_pad).logits
 
     return ModelPredictor(predict, checkpoint.tokenizer)
 
@@ -43,7 +43,7 @@ def pooled_config(run: TrainConfig, data_dir: str, output_dir: str, max_steps: i
     return replace(
         run,
         data=replace(run.data, dir=data_dir, condition_columns=()),
-        model=replace(run.model, num_layers=0),
+        model=replace(run.model, num_layers=0, factor_size=0),
         train=replace(
             run.train,
             max_steps=max_steps,

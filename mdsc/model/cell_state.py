@@ -1,13 +1,13 @@
 """The cell-state pathway: what the visible genes say of the cell, carried to every gene without attention.
 
-The visible counts are read through a factor model, log1p(value_g) = b_g + v_g . z + noise_g, z ~ N(0, diag(1/lambda)).
+The visible counts are read through a factor model, log1p(count_g) = b_g + v_g . z + noise_g, z ~ N(0, diag(1/lambda)).
 Its posterior mean given *any* set of visible genes is exact (factor analysis; Bishop 2006, "Pattern Recognition and
 Machine Learning", section 12.2.4):
 
-    z = (diag(lambda) + sum_g w_g v_g v_g^T)^-1  sum_g w_g v_g (log1p(value_g) - b_g)        w_g = 1 / noise variance
+    z = (diag(lambda) + sum_g w_g v_g v_g^T)^-1  sum_g w_g v_g (log1p(count_g) - b_g)        w_g = 1 / noise variance
 
 so that a state from 20 visible genes is shrunk and one from 2,000 is not, and a visible zero counts as evidence. An MLP
-bends it, and a low-rank head reads it out gene by gene: logits += W (state * f_g). All of a, b, v, w, lambda and f are
+bends it, and a low-rank head reads it out gene by gene: logits += W (state * f_g). All of b, v, w, lambda and f are
 learned; they start from a truncated SVD of training cells (`MdscModel` initialisation).
 """
 
@@ -32,7 +32,6 @@ class CellState(nn.Module):
         self.pooling = pooling
         self.dropout = KeyedDropout(dropout)
         self.num_tokens = num_tokens
-        self.token_value = nn.Parameter(torch.zeros(num_tokens))  # log1p of a token's typical count at the start
         self.gene_value = nn.Parameter(torch.zeros(num_genes))  # b
         self.log_precision = nn.Parameter(torch.zeros(num_genes))  # log w
         self.log_prior = nn.Parameter(torch.zeros(state_size))  # log lambda
@@ -52,57 +51,48 @@ class CellState(nn.Module):
         self,
         gene_ids: Int[Tensor, "batch genes"],
         tokens: Int[Tensor, "batch genes"],
-        depth: Float[Tensor, " batch"],
+        counts: Int[Tensor, "batch genes"],
         condition: Float[Tensor, "batch condition"],
-    ) -> tuple[Float[Tensor, "batch summary"], Float[Tensor, "batch state"], Float[Tensor, "batch genes 2"]]:
-        """What the visible genes say, always in float32. depth: sum of the visible counts.
+    ) -> tuple[Float[Tensor, "batch summary"], Float[Tensor, "batch state"]]:
+        """What the visible genes say, always in float32. counts: 0 where not visible.
 
         Returns:
             the pooled summary: posterior mean of z and log relative depth,
-            the state bent from it,
-            and of each gene what the factor model expects of it (over the gene's mean), and how far its visible value
-            lies from that, in standard deviations (0 where it is not visible): what is left for attention to explain.
+            and the state bent from it.
         """
         with torch.autocast(gene_ids.device.type, enabled=False):
             visible = (tokens < self.num_tokens).float()
-            mean, evidence = self.pool(gene_ids, tokens, visible)
-            summary = torch.cat([mean, self.log_relative_depth(gene_ids, visible, depth.float())[:, None]], dim=-1)
+            counts = counts.float()
+            mean = self.pool(gene_ids, counts, visible)
+            summary = torch.cat([mean, self.log_relative_depth(gene_ids, counts, visible)[:, None]], dim=-1)
             bent = F.silu(self.enter(summary) + self.condition(condition.float()))
             bent = F.silu(self.middle(bent))
             state = self.dropout(self.skip(summary) + self.leave(bent))
-            return summary, state, evidence
+            return summary, state
 
     def pool(
         self,
         gene_ids: Int[Tensor, "batch genes"],
-        tokens: Int[Tensor, "batch genes"],
+        counts: Float[Tensor, "batch genes"],
         visible: Float[Tensor, "batch genes"],
-    ) -> tuple[Float[Tensor, "batch state"], Float[Tensor, "batch genes 2"]]:
-        """E[z | visible genes] in prior standard deviations, and each gene's expectation and surprise (see forward).
-
-        Pooling "mean" gives a plain shrunk mean of (log1p(value) - b) v instead, and expects each gene's mean.
-        """
-        residual = self.token_value[tokens.clamp(max=self.num_tokens - 1)] - self.gene_value[gene_ids]
-        root_precision = (0.5 * self.log_precision[gene_ids]).exp()
+    ) -> Float[Tensor, "batch state"]:
+        """E[z | visible genes] in prior standard deviations; pooling "mean": a shrunk mean of (log1p(count) - b) v."""
+        residual = counts.log1p() - self.gene_value[gene_ids]
         loadings = self.gene_in(gene_ids)  # (batch, genes, state)
         if self.pooling == "mean":
             total = ((residual * visible)[:, None, :] @ loadings)[:, 0]
-            surprise = residual * root_precision * visible
-            mean = 4.0 * total / (visible.sum(dim=-1, keepdim=True) + self.PRIOR_GENES)  # of order one
-            return mean, torch.stack([torch.zeros_like(surprise), surprise], dim=-1)
-        weighted = loadings * (root_precision.square() * visible)[..., None]
+            return 4.0 * total / (visible.sum(dim=-1, keepdim=True) + self.PRIOR_GENES)  # of order one
+        weighted = loadings * (self.log_precision[gene_ids].exp() * visible)[..., None]
         precision = torch.diag(self.log_prior.exp()) + loadings.transpose(1, 2) @ weighted
         evidence = (residual[:, None, :] @ weighted).transpose(1, 2)  # (batch, state, 1)
         mean = torch.cholesky_solve(evidence, torch.linalg.cholesky(precision))
-        expected = (loadings @ mean)[..., 0]
-        surprise = (residual - expected) * root_precision * visible
-        return mean[..., 0] * (0.5 * self.log_prior).exp(), torch.stack([expected, surprise], dim=-1)
+        return mean[..., 0] * (0.5 * self.log_prior).exp()
 
     def log_relative_depth(
         self,
         gene_ids: Int[Tensor, "batch genes"],
+        counts: Float[Tensor, "batch genes"],
         visible: Float[Tensor, "batch genes"],
-        depth: Float[Tensor, " batch"],
     ) -> Float[Tensor, " batch"]:
         """log(observed / expected depth of the visible genes), both with PRIOR_DEPTH counts added.
 
@@ -110,7 +100,7 @@ class CellState(nn.Module):
         It is on the same scale whatever genes are visible, so that a model trained on 1,024 genes can read 20,000.
         """
         expected = (self.mean_count[gene_ids] * visible).sum(dim=-1)
-        return torch.log((depth + self.PRIOR_DEPTH) / (expected + self.PRIOR_DEPTH))
+        return torch.log((counts.sum(dim=-1) + self.PRIOR_DEPTH) / (expected + self.PRIOR_DEPTH))
 
     def logits(
         self,

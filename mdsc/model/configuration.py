@@ -22,6 +22,8 @@ class MdscConfig(PreTrainedConfig):
     """Features of the cell state that runs beside attention."""
     state_pooling: str = "posterior"
     """How the visible genes become a state: "posterior" of a factor model, or a plain "mean"."""
+    factor_size: int = 16
+    """Factors of the fixed model that tells what to expect of each gene; 0 leaves it out."""
     state_dropout: float = 0.0
     """Dropout of the features of that state."""
     dropout: float = 0.0

@@ -12,9 +12,10 @@ from jaxtyping import Float
 
 from mdsc.config.schema import ModelConfig
 from mdsc.data.genes import GeneStatistics
-from mdsc.data.shard_statistics import ShardStatistics
+from mdsc.data.shard_statistics import CellFactors, ShardStatistics
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.model.configuration import MdscConfig
+from mdsc.model.gene_evidence import GeneEvidence
 from mdsc.model.modeling import MdscModel
 
 MIN_NOISE_VARIANCE = 0.02  # of log1p counts: a gene hardly ever seen must not look noiseless
@@ -41,6 +42,7 @@ def build_model(
             mlp_ratio=config.mlp_ratio,
             state_size=config.state_size,
             state_pooling=config.state_pooling,
+            factor_size=config.factor_size,
             state_dropout=config.state_dropout,
             dropout=config.dropout,
             condition_levels={name: list(levels) for name, levels in (condition_levels or {}).items()},
@@ -50,11 +52,12 @@ def build_model(
     )
     with torch.no_grad():
         _set(model.output_bias.weight, gene_log_frequencies(shard_statistics.token_frequency))
-        _set(model.cell_state.token_value, np.log1p(tokenizer.values))
-        _set(model.cell_state.gene_value, shard_statistics.gene_mean)
+        _set(model.cell_state.gene_value, shard_statistics.factors.gene_mean)
         _set(model.cell_state.mean_count, gene_statistics.mean_count)
         if config.gene_init == "svd":
-            _start_from_svd(model, shard_statistics)
+            _start_from_svd(model, shard_statistics.factors)
+        if config.factor_size:
+            _set_gene_evidence(model.gene_evidence, shard_statistics, gene_statistics)
     return model
 
 
@@ -65,22 +68,20 @@ def gene_log_frequencies(token_frequency: Float[np.ndarray, "genes tokens"]) -> 
     return np.log(shrunk / shrunk.sum(axis=1, keepdims=True))
 
 
-def _start_from_svd(model: MdscModel, statistics: ShardStatistics) -> None:
+def _start_from_svd(model: MdscModel, factors: CellFactors) -> None:
     """Loadings, prior and noise of the factor model; read-out and gene embedding along the same directions.
 
     The loadings are stored with unit mean square per factor, and their size goes to the prior, which is the same model
     but suits an optimiser whose steps have one size for all parameters.
     """
-    loadings = statistics.gene_vectors.astype(
-        np.float64
-    )  # (genes, found): singular vector * singular value / sqrt(cells)
     state_size = model.config.state_size
+    loadings = factors.gene_vectors[:, :state_size]  # singular vector * singular value / sqrt(cells)
     size = np.sqrt(np.square(loadings).mean(axis=0))
     usable = min(int((size > 1e-6).sum()), state_size)  # small data has fewer directions than the state has room for
     loadings, size = loadings[:, :usable], size[:usable]
     unit = loadings / size
     state = model.cell_state
-    noise = np.square(statistics.gene_sd) - np.square(loadings).sum(axis=1)
+    noise = np.square(factors.gene_sd) - np.square(loadings).sum(axis=1)
     _set(state.log_precision, -np.log(np.maximum(noise, MIN_NOISE_VARIANCE)))
     _set(state.log_prior[:usable], -2 * np.log(size))
     state.log_prior[usable:] = -2 * math.log(size[-1])
@@ -92,6 +93,42 @@ def _start_from_svd(model: MdscModel, statistics: ShardStatistics) -> None:
         directions = torch.randn(usable, width) / usable**0.5
         own = 0.2 * torch.randn(len(unit), width)
         model.gene_embedding.weight.copy_(0.5 * torch.from_numpy(unit).float() @ directions + own)
+
+
+def _set_gene_evidence(evidence: GeneEvidence, statistics: ShardStatistics, gene_statistics: GeneStatistics) -> None:
+    """The tables of probabilistic PCA, of all training cells and of all but each fold."""
+    level = np.log(gene_statistics.mean_count + 1e-3)
+    _set(evidence.gene_sd, statistics.factors.gene_sd + 0.05)
+    _set(evidence.gene_level, (level - level.mean()) / max(level.std(), 1e-6))
+    factor_size = evidence.loadings.shape[1]
+    loadings, precision = _probabilistic_pca(statistics.factors, factor_size)
+    _set(evidence.gene_mean, statistics.factors.gene_mean)
+    _set(evidence.precision, precision)
+    _set(evidence.loadings, loadings)
+    if statistics.without_fold:
+        fits = [_probabilistic_pca(factors, factor_size) for factors in statistics.without_fold]
+        gene_means = np.stack([factors.gene_mean for factors in statistics.without_fold])
+        evidence.fold_gene_mean = torch.tensor(gene_means, dtype=torch.float32)
+        evidence.fold_loadings = torch.tensor(np.stack([loadings for loadings, _ in fits]), dtype=torch.float32)
+        evidence.fold_precision = torch.tensor(np.stack([precision for _, precision in fits]), dtype=torch.float32)
+
+
+def _probabilistic_pca(
+    factors: CellFactors, size: int
+) -> tuple[Float[np.ndarray, "genes factors"], Float[np.ndarray, " genes"]]:
+    """Loadings at unit variance of the factors, and the precision of each gene's noise.
+
+    A direction's variance holds that of the noise in it, which is what the directions left out have on average
+    (Tipping & Bishop 1999, equation 11).
+    """
+    vectors = factors.gene_vectors[:, :size]
+    variance = np.square(vectors).sum(axis=0)
+    left = np.square(factors.gene_sd).sum() - variance.sum()
+    noise = max(left, 0.0) / max(len(vectors) - size, 1)
+    kept = np.sqrt(np.maximum(variance - noise, 0) / np.maximum(variance, 1e-12))
+    loadings = vectors * kept
+    own = np.square(factors.gene_sd) - np.square(loadings).sum(axis=1)
+    return loadings, 1 / np.maximum(own, MIN_NOISE_VARIANCE)
 
 
 def _set(parameter: torch.Tensor, values: np.ndarray) -> None:

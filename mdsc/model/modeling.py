@@ -1,8 +1,8 @@
 """MdscModel: logits of every gene's token from the visible tokens of a cell.
 
 - gene-conditioned: a gene is told by its id, never by its position; permuting the genes permutes the output
-- logits = log of the gene's token frequencies + low-rank head of the cell state + DiT head; the latter two start at
-  zero, so that step 0 is the gene-marginal baseline
+- logits = log of the gene's token frequencies + low-rank head of the cell state + response to the gene's own evidence +
+  DiT head; all but the first start at zero, so that step 0 is the gene-marginal baseline
 - no time input: for absorbing diffusion it is redundant (Zheng et al. 2024, arXiv 2409.02908)
 - the mask is an input token only: the head has no output for it, so p(mask) = 0 (MDLM's SUBS, arXiv 2406.07524)
 """
@@ -21,6 +21,7 @@ from mdsc.model.blocks import DiTBlock, FinalLayer
 from mdsc.model.cell_state import CellState, ZeroLinear
 from mdsc.model.conditions import Conditions
 from mdsc.model.configuration import MdscConfig
+from mdsc.model.gene_evidence import NUM_FEATURES, GeneEvidence, GeneResponse
 
 
 @dataclass
@@ -51,11 +52,15 @@ class MdscModel(PreTrainedModel):
         self.cell_state = CellState(
             config.num_genes, config.num_tokens, config.state_size, size, config.state_dropout, config.state_pooling
         )
+        if config.factor_size:
+            self.gene_evidence = GeneEvidence(config.num_genes, config.num_tokens, config.factor_size)
+            self.gene_response = GeneResponse(config.num_tokens)
         if config.num_layers:
             self.gene_embedding = nn.Embedding(config.num_genes, size)
             self.token_embedding = nn.Embedding(config.num_tokens + 2, size)
             self.state_to_genes = nn.Linear(config.state_size, size)
-            self.evidence_to_genes = nn.Linear(2, size, bias=False)
+            if config.factor_size:
+                self.evidence_to_genes = nn.Linear(NUM_FEATURES + 1, size, bias=False)
             self.state_to_condition = nn.Linear(2 * config.state_size + 1, size)
             self.blocks = nn.ModuleList([DiTBlock(config) for _ in range(config.num_layers)])
             self.final = FinalLayer(config)
@@ -91,19 +96,25 @@ class MdscModel(PreTrainedModel):
             case nn.Embedding():
                 nn.init.normal_(module.weight, std=0.5)
             case CellState():
-                for parameter in (module.token_value, module.gene_value, module.log_precision, module.log_prior):
+                for parameter in (module.gene_value, module.log_precision, module.log_prior):
                     nn.init.zeros_(parameter)
                 nn.init.ones_(module.mean_count)
+            case GeneEvidence():
+                for table in (module.gene_level, module.gene_mean, module.loadings):
+                    nn.init.zeros_(table)
+                for table in (module.gene_sd, module.precision):
+                    nn.init.ones_(table)
 
     def forward(
         self,
         gene_ids: Int[Tensor, "batch genes"],
         tokens: Int[Tensor, "batch genes"],
+        counts: Int[Tensor, "batch genes"],
         is_pad: Bool[Tensor, "batch genes"] | None,
-        depth: Float[Tensor, " batch"],
         categories: dict[str, Int[Tensor, " batch"]] | None = None,
         vectors: dict[str, Float[Tensor, "batch _"]] | None = None,
         *,
+        fold: Int[Tensor, " batch"] | None = None,
         pathway_only: bool = False,
     ) -> MdscOutput:
         """Logits of each gene's token.
@@ -111,18 +122,24 @@ class MdscModel(PreTrainedModel):
         Args:
             gene_ids: rows of the vocabulary; any value at pads.
             tokens: visible tokens, `mask_token` where a count is hidden, `pad_token` at pads.
+            counts: raw counts where visible; 0 where a count is hidden, and at pads.
             is_pad: None says that there is no padding, which spares attention its mask.
-            depth: sum of the *visible* counts of these genes.
             categories: ids of categorical conditions, 0 (or no entry) for unknown.
             vectors: vector conditions; no entry for unknown.
+            fold: of a training cell while it is trained on (`mdsc.data.folds`); None and 0 are for other cells.
             pathway_only: leave the DiT out, as if the model had no layers.
         """
         condition = self.conditions(categories, vectors, len(tokens), tokens.device)
-        summary, state, evidence = self.cell_state(gene_ids, tokens, depth, condition)
+        summary, state = self.cell_state(gene_ids, tokens, counts, condition)
         logits = self.output_bias(gene_ids) + self.cell_state.logits(gene_ids, summary, state)
+        if self.config.factor_size:
+            evidence, surprise = self.gene_evidence(gene_ids, tokens, counts, summary[:, -1], fold)
+            logits = logits + self.gene_response(evidence)
         if self.config.num_layers and not pathway_only:
             x = self.gene_embedding(gene_ids) + self.token_embedding(tokens)
-            x = x + self.state_to_genes(state)[:, None, :] + self.evidence_to_genes(evidence)
+            x = x + self.state_to_genes(state)[:, None, :]
+            if self.config.factor_size:
+                x = x + self.evidence_to_genes(torch.cat([evidence, surprise], dim=-1))
             condition = F.silu(self.state_to_condition(torch.cat([summary, state], dim=-1)) + condition)
             mask = create_bidirectional_mask(self.config, x, None if is_pad is None else ~is_pad)
             for block in self.blocks:

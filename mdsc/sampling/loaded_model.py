@@ -27,9 +27,9 @@ def opened(checkpoint: str | Path | Checkpoint) -> Checkpoint:
 def predictor(checkpoint: Checkpoint) -> Predict:
     """The model as the samplers call it, for cells without pads."""
 
-    def predict(gene_ids, tokens, is_pad, depth, categories, vectors) -> Tensor:
+    def predict(gene_ids, tokens, counts, is_pad, categories, vectors) -> Tensor:
         # None spares attention its mask.
-        return checkpoint.model(gene_ids, tokens, None, depth, dict(categories), dict(vectors)).logits
+        return checkpoint.model(gene_ids, tokens, counts, None, dict(categories), dict(vectors)).logits
 
     return predict
 

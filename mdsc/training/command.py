@@ -59,7 +59,11 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) 
     )
     validation_cells = loader.validation_batch(config.validation.num_cells)
     statistics = shard_statistics(
-        folder, tokenizer, rank=config.model.state_size, validation_fraction=config.data.validation_fraction
+        folder,
+        tokenizer,
+        rank=max(config.model.state_size, config.model.factor_size),
+        validation_fraction=config.data.validation_fraction,
+        cross_fit=config.model.cross_fit and config.model.factor_size > 0,
     )
     # The loader need not know the fitted values: they are for losses and decoding, and change no token.
     tokenizer = tokenizer.with_values(statistics.token_mean_count)

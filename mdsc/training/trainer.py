@@ -135,17 +135,25 @@ class Trainer:
             form=options.form,
             schedule=options.schedule,
         )
-        predict = partial(self._predict, model, step < self.config.train.pathway_steps)
+        predict = partial(self._predict, model, step < self.config.train.pathway_steps, fold=cells.fold)
         with keyed_dropout(self.model, seed=self.config.seed, step=step, cell_index=cells.cell_index):
             logits = hide(cells, corruption.hidden).predict(predict, self.tokenizer)
         return objective(logits, cells.tokens, corruption.hidden, corruption.weight, cells.is_pad, self.values, options)
 
     def _predict(
-        self, model: nn.Module, pathway_only: bool, gene_ids: Tensor, tokens: Tensor, is_pad: Tensor, *rest
+        self,
+        model: nn.Module,
+        pathway_only: bool,
+        gene_ids: Tensor,
+        tokens: Tensor,
+        counts: Tensor,
+        is_pad: Tensor,
+        *rest,
+        fold: Tensor | None = None,
     ) -> Tensor:
         is_pad = is_pad if self.has_pads else None  # attention is faster without a mask
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.uses_bf16):
-            return model(gene_ids, tokens, is_pad, *rest, pathway_only=pathway_only).logits
+            return model(gene_ids, tokens, counts, is_pad, *rest, fold=fold, pathway_only=pathway_only).logits
 
     def _enter_phase(self, step: int, batch: CellBatch) -> None:
         is_pathway_phase = step < self.config.train.pathway_steps
