@@ -22,16 +22,19 @@ NUM_GENES = 300
 RATIO = 0.5
 WORST_NOISE = 0.003
 """Standard error of the observed zero rate of a decile, were all its counts 0 or not by the toss of a coin."""
-# How close a model comes depends on the cells, on the steps and on how much of the panel a training example has. The
-# worst decile with cells of seeds 1 and 2 is 0.010 and 0.011 off after 800 steps of 192 genes, 0.010 and 0.006 after
-# 1,600, and 0.004 and 0.006 off after 800 steps of all 300 genes; with 96 genes, 0.018 off after 800 steps (seed 2).
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
+@pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda seed: f"cells-of-seed-{seed}")
+def shards(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
     """4,000 training cells and some 2,000 held-out ones of 8 states; deciles of genes have 18% to 98% of zeros."""
     config = SimulationConfig(
-        num_cells=6000, num_genes=NUM_GENES, num_types=4, num_drugs=1, median_depth=400.0, heldout_fraction=1 / 3
+        num_cells=6000,
+        num_genes=NUM_GENES,
+        num_types=4,
+        num_drugs=1,
+        median_depth=400.0,
+        heldout_fraction=1 / 3,
+        seed=request.param,
     )
     return simulate_shards(Truth.of(config), tmp_path_factory.mktemp("calibration") / "shards")
 
@@ -73,7 +76,7 @@ def zero_rates(
 def test_zero_rates_are_calibrated_over_the_panel_and_in_each_decile_of_expression(shards: ShardFolder, tmp_path: Path):
     predicted, observed = zero_rates(shards, tmp_path, "detection", steps=800)
     assert observed[0] > 0.95  # the deciles differ
-    assert observed[-1] < 0.2
+    assert observed[-1] < 0.25
     np.testing.assert_allclose(predicted, observed, atol=0.01)
     assert predicted.mean() == pytest.approx(observed.mean(), abs=0.01)
 

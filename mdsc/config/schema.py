@@ -41,7 +41,7 @@ class ModelConfig:
     hidden_size: int = 256
     """Width of the trunk."""
     num_layers: int = 8
-    """DiT blocks; 0 leaves the cell-state pathway alone (the `pooled` baseline)."""
+    """DiT blocks; 0 leaves the transformer out."""
     num_heads: int = 4
     """Attention heads."""
     mlp_ratio: float = 4.0

@@ -92,7 +92,7 @@ def inpaint(config: InpaintConfig) -> dict:
     if train is not None and config.pooled_steps:
         from mdsc.evaluation.pooled import fit_pooled  # the trainer, and accelerate with it
 
-        console.print(f"training pooled, the model without attention, for {config.pooled_steps:,} steps")
+        console.print(f"training pooled, the cell-state pathway alone, for {config.pooled_steps:,} steps")
         fitted["pooled"] = fit_pooled(
             train.in_vocabulary(places, len(checkpoint.vocabulary)),
             checkpoint.vocabulary,

@@ -1,4 +1,4 @@
-"""The `pooled` baseline: the model's own cell-state pathway, trained without any attention.
+"""The `pooled` baseline: the model's own cell-state pathway alone, without evidence of genes and without attention.
 
 It pools the visible genes into one state by the same learned factor model, from the same start, and reads that out by
 the same low-rank head; it makes some ten times the steps in the same time. Trained by the run's own trainer and options

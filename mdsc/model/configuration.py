@@ -4,7 +4,7 @@ from transformers import PreTrainedConfig
 
 
 class MdscConfig(PreTrainedConfig):
-    """Shape of an `MdscModel`. Sizes are numbers of features; `num_layers=0` is the attention-free `pooled` model."""
+    """Shape of an `MdscModel`. Sizes are numbers of features; `num_layers=0` leaves the transformer out."""
 
     model_type = "mdsc"
     # transformers makes a dataclass of this whose __init__ takes more than its fields; jaxtyping's check cannot know.
