@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mdsc.model.factor_posterior import factor_posterior
 from mdsc.model.keyed_dropout import KeyedDropout
 
 
@@ -82,11 +83,9 @@ class CellState(nn.Module):
         if self.pooling == "mean":
             total = ((residual * visible)[:, None, :] @ loadings)[:, 0]
             return 4.0 * total / (visible.sum(dim=-1, keepdim=True) + self.PRIOR_GENES)  # of order one
-        weighted = loadings * (self.log_precision[gene_ids].exp() * visible)[..., None]
-        precision = torch.diag(self.log_prior.exp()) + loadings.transpose(1, 2) @ weighted
-        evidence = (residual[:, None, :] @ weighted).transpose(1, 2)  # (batch, state, 1)
-        mean = torch.cholesky_solve(evidence, torch.linalg.cholesky(precision))
-        return mean[..., 0] * (0.5 * self.log_prior).exp()
+        precision = self.log_precision[gene_ids].exp() * visible
+        mean, _ = factor_posterior(residual, loadings, precision, self.log_prior.exp())
+        return mean * (0.5 * self.log_prior).exp()
 
     def log_relative_depth(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mdsc.model.cell_state import ZeroLinear
+from mdsc.model.factor_posterior import factor_posterior
 
 NUM_FEATURES = 6
 """Of each gene: what is expected, in its standard deviations and as it is; deviation of that over the prior's; log mean
@@ -58,11 +59,9 @@ class GeneEvidence(nn.Module):
             precision = _rows(self.precision, self.fold_precision, gene_ids, fold)
             loadings = _rows(self.loadings, self.fold_loadings, gene_ids, fold)  # (batch, genes, factors)
 
-            weighted = loadings * (precision * visible)[..., None]
-            posterior_precision = torch.eye(loadings.shape[-1], device=loadings.device) + loadings.mT @ weighted
-            root = torch.linalg.cholesky(posterior_precision)
-            mean = torch.cholesky_solve(weighted.mT @ residual[..., None], root)  # (batch, factors, 1)
-            expected = (loadings @ mean)[..., 0]
+            prior = torch.ones(loadings.shape[-1], device=loadings.device)
+            mean, root = factor_posterior(residual, loadings, precision * visible, prior)
+            expected = (loadings @ mean[..., None])[..., 0]
             half = torch.linalg.solve_triangular(root, loadings.mT, upper=False)
             deviation = half.square().sum(dim=1).sqrt() / (loadings.square().sum(dim=-1).sqrt() + 0.02)
             surprise = (residual - expected) * precision.sqrt() * visible

@@ -1,0 +1,26 @@
+"""What noisy values of some genes say of a cell's few factors: exact, for any set of genes."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def factor_posterior(
+    residual: Float[Tensor, "batch genes"],
+    loadings: Float[Tensor, "batch genes factors"],
+    precision: Float[Tensor, "batch genes"],
+    prior: Float[Tensor, " factors"],
+) -> tuple[Float[Tensor, "batch factors"], Float[Tensor, "batch factors factors"]]:
+    """Of residual = loadings z + noise with z ~ N(0, diag(1 / prior)): the law of z (Bishop 2006, section 12.2.4).
+
+    Args:
+        residual: values less their means; anything where the precision is 0.
+        precision: 1 / variance of the noise of each gene; 0 where nothing is known of it.
+        prior: precision of each factor.
+
+    Returns:
+        the posterior mean of z, and the lower Cholesky factor of its precision.
+    """
+    weighted = loadings * precision[..., None]
+    root = torch.linalg.cholesky(torch.diag(prior) + loadings.mT @ weighted)
+    return torch.cholesky_solve(weighted.mT @ residual[..., None], root)[..., 0], root
