@@ -27,7 +27,7 @@ from mdsc.config.yaml_flags import parse
 from mdsc.data.manifest import FILE_NAME
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
-from mdsc.evaluation.cell_sources import held_out_split, level_ids, read_shards
+from mdsc.evaluation.cell_sources import read_shards
 from mdsc.evaluation.inpaint import MODEL, HeldOutCells, ModelPredictor, score_inpainting
 from mdsc.training.command import train
 from mdsc.training.progress import RunProgress
@@ -111,12 +111,12 @@ def train_and_score(config: TrainConfig) -> dict:
     folder = ShardFolder.open(config.data.dir)
     levels = checkpoint.model.config.condition_levels or {}
     cells = read_shards(
-        folder, held_out_split(folder), checkpoint.vocabulary, conditions=tuple(levels), most=sys.maxsize
+        folder, folder.held_out_split, checkpoint.vocabulary, conditions=tuple(levels), most=sys.maxsize
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = checkpoint.model.to(device)
     result = score_inpainting(
-        HeldOutCells(cells.counts, cells.places, level_ids(cells.conditions, levels)),
+        HeldOutCells(cells.counts, cells.places, cells.categories(levels)),
         checkpoint.tokenizer,
         MASK_RATIOS,
         model=ModelPredictor(lambda *arguments: model(*arguments).logits, checkpoint.tokenizer, device),

@@ -16,7 +16,7 @@ from mdsc.data.genes import GeneVocabulary
 from mdsc.data.shard_writer import ShardWriter
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
-from mdsc.evaluation.cell_sources import held_out_split, level_ids, read_h5ad, read_shards
+from mdsc.evaluation.cell_sources import read_h5ad, read_shards
 
 GENES = [f"G{number}" for number in range(NUM_GENES)]
 COUNTS = simulated_counts(260, NUM_GENES, mean=2.0)
@@ -161,7 +161,10 @@ def test_cells_are_drawn_from_files_and_shards_alike(folder):
 
 
 def test_levels_are_the_models(folder):
-    ids = level_ids({"drug": np.array(["b", "?", "a"])}, {"drug": ["a", "b"], "dose": ["1"]})
+    vocabulary = GeneVocabulary.of(GENES)
+    cells = read_h5ad(folder / "test.h5ad", vocabulary, conditions=["drug"], most=3)
+    cells.conditions["drug"][:] = ["b", "?", "a"]
+    ids = cells.categories({"drug": ["a", "b"], "dose": ["1"]})
     assert ids.keys() == {"drug"}
     assert ids["drug"].tolist() == [2, 0, 1]
 
@@ -170,4 +173,4 @@ def test_shards_without_held_out_cells_are_told(tmp_path):
     with ShardWriter(tmp_path / "shards", GeneVocabulary.of(GENES), []) as writer:
         writer.write("train", TRAIN, {}, [str(number) for number in range(220)])
     with pytest.raises(UserError, match="no held-out cells"):
-        held_out_split(ShardFolder.open(tmp_path / "shards"))
+        _ = ShardFolder.open(tmp_path / "shards").held_out_split

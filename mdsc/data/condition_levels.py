@@ -1,10 +1,12 @@
 """The levels of categorical conditions: the model's embedding has a row for each, and row 0 for unknown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Int64
 
 from mdsc.data.shards import REPAIR, ShardFolder
 from mdsc.errors import UserError
@@ -33,3 +35,9 @@ def condition_levels(folder: ShardFolder, columns: Iterable[str]) -> dict[str, t
         for column in columns:
             found[column].update(pc.unique(table[column]).to_pylist())
     return {column: tuple(sorted(levels - {"", None})) for column, levels in found.items()}
+
+
+def level_ids(labels: Iterable[str], levels: Sequence[str]) -> Int64[np.ndarray, " cells"]:
+    """Labels as rows of the model's embedding: 1.. in the order of its levels, 0 for what it does not know."""
+    id_of = {level: number for number, level in enumerate(levels, start=1)}
+    return np.array([id_of.get(label, 0) for label in labels], dtype=np.int64)

@@ -84,6 +84,14 @@ class ShardFolder:
     def splits(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(shard.split for shard in self.manifest.shards))
 
+    @property
+    def held_out_split(self) -> str:
+        """The split that no training reads: "heldout", or else the first that is not "train"."""
+        others = [split for split in self.splits if split != "train"]
+        if not others:
+            raise UserError(f"{self.path} has no held-out cells (all are of split train); give --input.")
+        return "heldout" if "heldout" in others else others[0]
+
     def row_groups(self, split: str = "train") -> list[RowGroupRef]:
         self._check_split(split)
         shards = [shard for shard in self.manifest.shards if shard.split == split]

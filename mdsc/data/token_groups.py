@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from mdsc.data.condition_levels import level_ids
 from mdsc.data.shards import RowGroup, RowGroupRef, ShardFolder
 from mdsc.data.tokenizers import Tokenizer
 
@@ -40,9 +41,7 @@ def tokenise(row_group: RowGroup, tokenizer: Tokenizer, levels: Mapping[str, tup
     """Tokens of a whole row group in one call, and its conditions as places in `levels`."""
     categories = {}
     for name, known in levels.items():
-        place = {level: number for number, level in enumerate(known, start=1)}
-        labels = row_group.conditions[name]
-        categories[name] = np.fromiter((place.get(label, 0) for label in labels), np.int64, len(labels))
+        categories[name] = level_ids(row_group.conditions[name], known)
     return TokenGroup(
         gene_index=_narrow(row_group.gene_index),
         counts=_narrow(row_group.counts),

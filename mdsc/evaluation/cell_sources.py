@@ -9,9 +9,9 @@ import scipy.sparse as sp
 from jaxtyping import Int64
 
 from mdsc.data.anndata_counts import open_counts
+from mdsc.data.condition_levels import level_ids
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.shards import ShardFolder
-from mdsc.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,12 @@ class SourceCells:
         """Counts of these genes, in this order; each must be there."""
         column_of = {place: column for column, place in enumerate(self.places.tolist())}
         return self.counts[:, [column_of[place] for place in places.tolist()]]
+
+    def categories(self, levels: Mapping[str, Sequence[str]]) -> dict[str, Int64[np.ndarray, " cells"]]:
+        """Ids of the conditions that the cells have, given the levels that a model knows."""
+        return {
+            name: level_ids(self.conditions[name], known) for name, known in levels.items() if name in self.conditions
+        }
 
     def in_vocabulary(self, places: Int64[np.ndarray, " shared"], num_genes: int) -> sp.csr_matrix:
         """Counts (cells, num_genes) of the whole vocabulary, nothing but zeros where a gene is not in `places`."""
@@ -101,26 +107,6 @@ def read_shards(
         cells_in_source=folder.num_cells(split),
         unknown_genes=tuple(folder.vocabulary.symbols[place] for place in np.flatnonzero(places < 0)),
     )
-
-
-def held_out_split(folder: ShardFolder) -> str:
-    """The split that no training reads: "heldout" or else the first that is not "train"."""
-    others = [split for split in folder.splits if split != "train"]
-    if not others:
-        raise UserError(f"{folder.path} has no held-out cells (all are of split train); give --input.")
-    return "heldout" if "heldout" in others else others[0]
-
-
-def level_ids(
-    conditions: Mapping[str, np.ndarray], levels: Mapping[str, Sequence[str]]
-) -> dict[str, Int64[np.ndarray, " cells"]]:
-    """Conditions as the model's level ids: 1.. in the order of its levels, 0 for what it does not know."""
-    ids = {}
-    for name, known in levels.items():
-        if name in conditions:
-            id_of = {level: number for number, level in enumerate(known, start=1)}
-            ids[name] = np.array([id_of.get(level, 0) for level in conditions[name]], dtype=np.int64)
-    return ids
 
 
 def _drawn(number: int, most: int) -> Int64[np.ndarray, " rows"]:

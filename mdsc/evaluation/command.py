@@ -17,7 +17,7 @@ from mdsc.checkpoint import Checkpoint, load_checkpoint, newest_run
 from mdsc.config.schema import TrainConfig
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
-from mdsc.evaluation.cell_sources import SourceCells, held_out_split, level_ids, read_h5ad, read_shards
+from mdsc.evaluation.cell_sources import SourceCells, read_h5ad, read_shards
 from mdsc.evaluation.inpaint import HeldOutCells, ModelPredictor, check_mask_ratio, score_inpainting
 from mdsc.evaluation.plots import save_report
 from mdsc.evaluation.predictor import TrainingCells
@@ -84,7 +84,7 @@ def inpaint(config: InpaintConfig) -> dict:
     if len(places) == 0:
         raise UserError(f"--train: {train.name} has no gene in common with {test.name}; name the genes alike.")
     cells = HeldOutCells(
-        test.restricted(places), places, level_ids(test.conditions, checkpoint.model.config.condition_levels or {})
+        test.restricted(places), places, test.categories(checkpoint.model.config.condition_levels or {})
     )
     train_cells = None if train is None else TrainingCells.of(train.restricted(places), checkpoint.tokenizer)
     console.print(_summary(test, train, places))
@@ -161,7 +161,7 @@ def _read_cells(config: InpaintConfig, checkpoint: Checkpoint, say) -> tuple[Sou
     if config.input is not None:
         test = read_h5ad(config.input, vocabulary, layer=config.layer, conditions=conditions, most=config.max_cells)
     elif shards is not None:
-        split = held_out_split(shards)
+        split = shards.held_out_split
         say(f"--input is not given: taking the {split} cells of {shards.path}")
         test = read_shards(shards, split, vocabulary, conditions=conditions, most=config.max_cells)
     else:

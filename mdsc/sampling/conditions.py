@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int64
 
+from mdsc.data.condition_levels import level_ids
 from mdsc.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,9 +56,8 @@ def cells_ids(
             continue
         column = obs[name]
         text = np.where(column.isna(), "", column.astype(str)).astype(object)
-        id_of = {level: number for number, level in enumerate(levels[name], start=1)}
-        ids[name] = np.array([id_of.get(level, 0) for level in text], dtype=np.int64)
-        if unknown := sorted(set(text) - id_of.keys() - {""}):
+        ids[name] = level_ids(text, levels[name])
+        if unknown := sorted(set(text[ids[name] == 0]) - {""}):
             cells = int(np.isin(text, unknown).sum())
             more = ", ..." if len(unknown) > 3 else ""
             say(f"obs[{name!r}] of {cells:,} cells is unknown to the model: {', '.join(unknown[:3])}{more}")

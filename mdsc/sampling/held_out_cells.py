@@ -24,16 +24,8 @@ def held_out_cells(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[
     if not path.exists():
         raise UserError(f"--input is not given, and the run's shards ({path}) are not here; give --input.")
     folder = ShardFolder.open(path)
-    split = held_out_split(folder)
+    split = folder.held_out_split
     number = folder.num_cells(split)
     first = f"first {MAX_CELLS:,} of the {number:,}" if number > MAX_CELLS else f"{number:,}"
     say(f"--input is not given: taking the {first} {split} cells of {path}")
     return folder.to_anndata(split, max_cells=MAX_CELLS), f"{path} ({split})"
-
-
-def held_out_split(folder: ShardFolder) -> str:
-    """The split that no training reads: "heldout", or else the first that is not "train"."""
-    others = [split for split in folder.splits if split != "train"]
-    if not others:
-        raise UserError(f"{folder.path} has no held-out cells (all are of split 'train'); give --input.")
-    return "heldout" if "heldout" in others else others[0]
