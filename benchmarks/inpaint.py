@@ -1,6 +1,7 @@
 """Real cells that the project does not come with: training, then `evaluate inpaint`, for several seeds and tokenizers.
 
-    python benchmarks/inpaint.py --tokenizers rank quantile count --markdown docs/results/inpaint.md
+    python benchmarks/inpaint.py --tokenizers rank quantile count --markdown results.md
+    python benchmarks/inpaint.py --data demo --config configs/tiny.yaml
 
 Reads `shared/data/*.h5ad` beside the repository; a data set that is not there is left out. Flags after `--` go to
 train.py. What is done already stays, so that the benchmark can be stopped and started again.
@@ -10,14 +11,15 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import tyro
 from finished_steps import once
 from inpaint_tables import all_tables
-from real_cells import ROOT, SplitCells, prepare_split, shared_file, split_paths
+from real_cells import ROOT, SplitCells, prepare_embedded, prepare_split, shared_file, split_paths
 from result_tables import write_markdown
 
 from mdsc.atomic import replacing
@@ -26,12 +28,13 @@ from mdsc.cli import exit_with
 from mdsc.errors import UserError
 
 MASK_RATIOS = ("0.2", "0.5", "0.8")
+EMBEDDED = "demo"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
     data: tuple[str, ...] = ("pbmc3k", "kang2018_ifnb")
-    """Data sets: names of files in shared/data, without .h5ad."""
+    """Data sets: names of files in shared/data, without .h5ad; or demo, the embedded cells with the demo's split."""
     tokenizers: tuple[str, ...] = ("rank",)
     """Tokenizers; the first is the one of the main tables."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -56,13 +59,12 @@ def main(argv: Sequence[str]) -> None:
     train_flags = list(argv[end + 1 :])
     runs, sizes = [], {}
     for name in config.data:
-        source = shared_file(f"{name}.h5ad")
-        if source is None:
+        source = None if name == EMBEDDED else shared_file(f"{name}.h5ad")
+        if source is None and name != EMBEDDED:
             print(f"{name}: left out, because there is no shared/data/{name}.h5ad beside the repository")
             continue
         folder = config.work_dir.resolve() / name
-        note = {"source": name, "num_genes": config.num_genes, "bytes": source.stat().st_size}
-        size = once(folder / "split.json", note, lambda: prepare_split(source, folder, config.num_genes))["result"]  # noqa: B023
+        size = once(folder / "split.json", *split_step(source, folder, config.num_genes))["result"]
         cells, sizes[name] = split_paths(folder, size), size
         for tokenizer in config.tokenizers:
             for seed in config.seeds:
@@ -84,6 +86,14 @@ def main(argv: Sequence[str]) -> None:
             "Mean ± standard deviation over seeds."
         )
         write_markdown(config.markdown, "Filling in hidden counts", introduction, tables)
+
+
+def split_step(source: Path | None, folder: Path, num_genes: int) -> tuple[dict, Callable[[], dict]]:
+    """What tells whether it is done already, and the step: split a file, or the embedded cells where there is none."""
+    if source is None:
+        return {"source": EMBEDDED, "mdsc": version("mdsc")}, lambda: prepare_embedded(folder)
+    note = {"source": source.stem, "num_genes": num_genes, "bytes": source.stat().st_size}
+    return note, lambda: prepare_split(source, folder, num_genes)
 
 
 def run_once(

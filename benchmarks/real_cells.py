@@ -1,4 +1,5 @@
-"""Real cells for the benchmarks: files of `shared/data` beside the repository, split and cut to variable genes."""
+"""Real cells for the benchmarks: the embedded ones, or files of `shared/data` beside the repository, split and cut to
+variable genes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from jaxtyping import Float64, Int64
 
 from mdsc.atomic import replacing
 from mdsc.data.anndata_counts import open_counts, read_counts
+from mdsc.prep.demo import embedded_cells
 from mdsc.prep.h5ad import H5adConfig, prepare_h5ad
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
+    from anndata import AnnData
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_SHARE = 0.2
@@ -53,15 +56,24 @@ def prepare_split(source: Path, folder: Path, num_genes: int) -> dict[str, int]:
     num_test = round(TEST_SHARE * len(order))
     train, test = np.sort(order[num_test:]), np.sort(order[:num_test])
     genes = most_variable(counts[train], num_genes)
+    cells = AnnData(counts[:, genes], obs=pd.DataFrame(index=cell_names), var=pd.DataFrame(index=gene_names[genes]))
+    return _write(cells[train], cells[test], folder)
+
+
+def prepare_embedded(folder: Path) -> dict[str, int]:
+    """The same of the demo's cells, with all their genes and the split that the demo has."""
+    cells = embedded_cells()
+    is_train = (cells.obs["split"] == "train").to_numpy()
+    return _write(cells[is_train], cells[~is_train], folder)
+
+
+def _write(train: "AnnData", test: "AnnData", folder: Path) -> dict[str, int]:
     paths = split_paths(folder, {})
-    for path, rows in ((paths.train, train), (paths.test, test)):
-        cells = AnnData(
-            counts[rows][:, genes], obs=pd.DataFrame(index=cell_names[rows]), var=pd.DataFrame(index=gene_names[genes])
-        )
+    for path, cells in ((paths.train, train), (paths.test, test)):
         with replacing(path) as beside:
             cells.write_h5ad(beside, compression="gzip")
     prepare_h5ad(H5adConfig(inputs=(paths.train,), output_dir=paths.shards))
-    return {"train": len(train), "test": len(test), "genes": len(genes)}
+    return {"train": train.n_obs, "test": test.n_obs, "genes": train.n_vars}
 
 
 def most_variable(counts: "sp.csr_matrix", num_genes: int) -> Int64[np.ndarray, " genes"]:
