@@ -113,7 +113,9 @@ def load_model(folder: str | Path) -> MdscModel:
                 dtype="float32",
             )
     except Exception as error:  # a damaged file raises whatever the library under it does
-        raise UserError(f"{folder} cannot be loaded: {_first_line(error)}.\nCopy the checkpoint again.") from error
+        raise UserError(
+            f"{folder}: config.json or {WEIGHTS} cannot be read: {_first_line(error)}.\nCopy the checkpoint again."
+        ) from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if found.get(what):
             names = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in found[what])

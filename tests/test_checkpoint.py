@@ -97,7 +97,7 @@ def test_weights_that_do_not_fit_are_an_error_and_never_random(copy: Path, chang
 def test_a_truncated_weights_file_is_an_error(copy: Path):
     whole = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be read"):
         load_checkpoint(copy)
 
 

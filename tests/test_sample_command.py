@@ -242,7 +242,9 @@ def test_conditions_come_from_obs_unless_given(checkpoint: Path, tmp_path: Path,
     adata = cells()
     assert list(adata.obs["drug"][:4]) == [*DRUGS, "unheard of"]
     from_obs = layers(sample(checkpoint, tmp_path, adata, name="obs"))["mean"]
-    assert "obs['drug'] of 2 cells is unknown to the model: unheard of" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "--condition drug is not given: taking obs['drug']" in told
+    assert "obs['drug'] of 2 cells is unknown to the model (unheard of): they are taken as cells without drug" in told
     ratio = ("--mask-ratio", "0.8")
     given = layers(sample(checkpoint, tmp_path, adata, *ratio, "--condition", f"drug={DRUGS[1]}", name="given"))["mean"]
     adata.obs["drug"] = np.nan

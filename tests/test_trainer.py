@@ -9,6 +9,7 @@ import torch
 from tiny_run import tiny_config, tiny_shards, tiny_trainer, with_train
 
 from mdsc.config.schema import OptimConfig, TrainConfig
+from mdsc.data.folds import NUM_FOLDS
 from mdsc.errors import UserError
 from mdsc.training.finite_guard import PATIENCE
 from mdsc.training.tracking import Tracker, read_metrics
@@ -157,6 +158,21 @@ def test_validation_does_not_depend_on_its_batch_size(folder: Path):
     for ratio in one:
         assert one[ratio].accuracy == other[ratio].accuracy
         assert one[ratio].nll == pytest.approx(other[ratio].nll, rel=1e-6)
+
+
+def test_a_training_cell_is_read_without_its_fold_and_a_validation_cell_with_all(folder: Path):
+    trainer, loader = tiny_trainer(tiny_config(folder))
+    batch, told = next(loader.iterate()), []
+    assert len(trainer.model.gene_evidence.fold_loadings) == NUM_FOLDS
+    for model in (trainer.model, trainer.ema.model):
+        model.gene_evidence.register_forward_pre_hook(lambda _, arguments: told.append(arguments[-1]))
+    trainer.step(0, batch)
+    assert torch.equal(told[-1], batch.fold)
+    assert (batch.fold > 0).all()
+    told.clear()
+    trainer._validate(1)
+    assert told
+    assert all(fold is None for fold in told)
 
 
 def test_validation_scores_hidden_positions_alone(folder: Path):

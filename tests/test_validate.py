@@ -53,7 +53,7 @@ def test_match_to_a_vocabulary(path, tmp_path):
     GeneVocabulary.of(["A", "C", "X", "Y", "Z"]).save(tmp_path)
     state, text = found(path, layer="counts", checkpoint_genes=tmp_path)["match"]
     assert state == "warning"
-    assert "2 of the file's 6 genes are known to the model: 40% of its 5" in text
+    assert "2 of the file's 6 genes are known to the model, by var_names: 40% of its 5" in text
     GeneVocabulary.of(["P", "Q"]).save(tmp_path)
     assert "no gene in common" in found(path, layer="counts", checkpoint_genes=tmp_path)["usable?"][1]
     with pytest.raises(UserError, match=r"genes\.parquet is missing"):

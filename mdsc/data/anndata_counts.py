@@ -175,16 +175,22 @@ def _fault(values: np.ndarray) -> str:
     if values.dtype.kind not in "if":
         return f"values of type {values.dtype}"
     if not np.isfinite(values).all():
-        return "NaN or infinite values"
+        return f"NaN or infinite values ({_share(~np.isfinite(values))})"
     if values.min() < 0:
-        return f"negative values (e.g. {values.min():.4g})"
+        return f"negative values ({_share(values < 0)}, e.g. {values.min():.4g})"
     if values.max() > np.iinfo(np.int32).max:
         return f"values beyond the range of counts (e.g. {values.max():.4g})"
     if values.dtype.kind == "f":
         broken = values[values != np.rint(values)]
         if len(broken):
-            return f"values that are no integers (e.g. {', '.join(f'{value:.4g}' for value in broken[:2])})"
+            examples = ", ".join(f"{value:.4g}" for value in broken[:2])
+            return f"values that are no integers ({_share(values != np.rint(values))}, e.g. {examples})"
     return ""
+
+
+def _share(is_wrong: np.ndarray) -> str:
+    """One wrong value is another mistake than all of them."""
+    return f"{int(is_wrong.sum()):,} of {len(is_wrong):,} that were read"
 
 
 def _sample(matrix) -> np.ndarray:

@@ -87,11 +87,16 @@ class GeneVocabulary:
 
     def match_var(self, var: "pd.DataFrame", source: str = "the input") -> Int64[np.ndarray, " names"]:
         """`match` for the genes of an AnnData: by its var_names, or a column of names if that matches more."""
-        candidates = [var.index.astype(str).tolist()]
-        candidates += [var[name].astype(str).tolist() for name in (*ENSEMBL_COLUMNS, *SYMBOL_COLUMNS) if name in var]
-        matches = [self._match(names) for names in candidates]
-        best = int(np.argmax([(places >= 0).sum() for places in matches]))
-        return self._checked(matches[best], candidates[best], source)
+        names = var[column] if (column := self.naming_column(var)) else var.index
+        names = names.astype(str).tolist()
+        return self._checked(self._match(names), names, source)
+
+    def naming_column(self, var: "pd.DataFrame") -> str | None:
+        """The column of names that matches more genes than var_names do; None where these do best."""
+        columns = [name for name in (*ENSEMBL_COLUMNS, *SYMBOL_COLUMNS) if name in var]
+        candidates = [var.index, *(var[name] for name in columns)]
+        matched = [(self._match(names.astype(str).tolist()) >= 0).sum() for names in candidates]
+        return [None, *columns][int(np.argmax(matched))]
 
     def _match(self, names: Sequence[str]) -> Int64[np.ndarray, " names"]:
         by_symbol = [self._place_of_symbol.get(name, -1) for name in names]

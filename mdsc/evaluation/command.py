@@ -58,12 +58,13 @@ def main(argv: Sequence[str]) -> None:
     """Run `inpaint`, so far the only kind of evaluation."""
     if not argv or argv[0] in ("-h", "--help"):
         print(
-            "mdsc evaluate inpaint   score the filling in of hidden counts beside plain baselines; --help for options"
+            "mdsc evaluate inpaint   score the filling in of hidden counts beside plain baselines;\n"
+            "                        its options: mdsc evaluate inpaint --help"
         )
         return
     if argv[0] != "inpaint":
         raise UserError(f"there is no `evaluate {argv[0]}`; there is `evaluate inpaint`.")
-    inpaint(tyro.cli(InpaintConfig, args=argv[1:], prog="evaluate inpaint", description=__doc__))
+    inpaint(tyro.cli(InpaintConfig, args=argv[1:], prog="mdsc evaluate inpaint", description=__doc__))
 
 
 def inpaint(config: InpaintConfig) -> dict:

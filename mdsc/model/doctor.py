@@ -35,6 +35,9 @@ SHAPE = (1, 2, 128, 64)
 
 def main(argv: list[str]) -> None:
     """Print the tables. Takes no options."""
+    if argv in (["-h"], ["--help"]):
+        print("mdsc doctor   show versions, devices and which attention works here; it takes no options")
+        return
     if argv:
         raise UserError(f"mdsc doctor takes no options, but got {' '.join(argv)}.")
     console = Console()

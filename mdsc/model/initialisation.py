@@ -62,8 +62,14 @@ def build_model(
 
 
 def gene_log_frequencies(token_frequency: Float[np.ndarray, "genes tokens"]) -> Float[np.ndarray, "genes tokens"]:
-    """Log of each gene's token frequencies, shrunk towards the law of all genes by a weight of PRIOR_CELLS cells."""
-    law = token_frequency.sum(axis=0) + 0.5  # no token is impossible
+    """Log of each gene's token frequencies, shrunk towards the law of all genes by a weight of PRIOR_CELLS cells.
+
+    No token is impossible. But above the highest that any training cell has, each is a quarter as likely as the one
+    below: among millions of draws, a token that nobody has seen must not turn up as a count of thousands.
+    """
+    number = token_frequency.sum(axis=0)
+    beyond = np.maximum(np.arange(len(number)) - np.flatnonzero(number).max(initial=0), 0)
+    law = number + 0.5 * 0.25**beyond
     shrunk = token_frequency + PRIOR_CELLS * law / law.sum()
     return np.log(shrunk / shrunk.sum(axis=1, keepdims=True))
 

@@ -1,4 +1,7 @@
-"""`mdsc validate cells.h5ad`: is a file usable, where are its raw counts, do its genes match, and what to mend."""
+"""`mdsc validate cells.h5ad`: is a file usable, where are its raw counts, do its genes match, and what to mend.
+
+The exit code is 0 for a file that is usable, 1 for one that is not, and 2 for one that cannot be read at all.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,12 +79,14 @@ def _columns(source: CountSource) -> Finding:
 
 def _match(source: CountSource, vocabulary: GeneVocabulary) -> Finding:
     matched = int((vocabulary.match_var(source.var, source.name) >= 0).sum())
+    column = vocabulary.naming_column(source.var)
+    names = f"var[{column!r}]" if column else "var_names"
     text = (
-        f"{matched:,} of the file's {len(source.var):,} genes are known to the model: "
+        f"{matched:,} of the file's {len(source.var):,} genes are known to the model, by {names}: "
         f"{matched / len(vocabulary):.0%} of its {len(vocabulary):,}"
     )
     if matched < LOW_MATCH * len(vocabulary):
-        return Finding("match", "warning", f"{text}. The model treats the others as not measured.")
+        return Finding("match", "warning", f"{text}. To the model its other genes are not measured.")
     return Finding("match", "good", text)
 
 
@@ -102,7 +107,7 @@ def report(path: Path, findings: Sequence[Finding]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exit code 1 for a file that is not usable."""
+    """Print what was found; exit code 1 for a file that is not usable."""
     config = tyro.cli(ValidateConfig, args=argv, description=__doc__)
     findings = validate(config)
     report(config.input, findings)

@@ -122,7 +122,7 @@ def inpaint_anndata(
 
     # In the order of the vocabulary, so that a gene gets the same draws wherever it stands in the input.
     columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
-    say(_described(name, cells.counts, cells.var.index, places))
+    say(_described(name, cells.counts, cells.var.index, places, checkpoint.vocabulary.naming_column(cells.var)))
     say(hiding.said(len(columns)))
     if not impute_zeros and round(hiding.mask_ratio * len(columns)) == 0:
         raise UserError(
@@ -197,8 +197,12 @@ def evidence_of(
     )
 
 
-def _described(name: str, counts: "sp.csr_matrix", names, places: Int64[np.ndarray, " genes"]) -> str:
+def _described(
+    name: str, counts: "sp.csr_matrix", names, places: Int64[np.ndarray, " genes"], column: str | None
+) -> str:
     text = f"{name}: {counts.shape[0]:,} cells x {counts.shape[1]:,} genes"
+    if column:
+        text += f", named by var[{column!r}]"
     unknown = names[places < 0].astype(str)
     if len(unknown) == 0:
         return f"{text}, all of which the model knows"

@@ -48,7 +48,7 @@ def cells_ids(
 ) -> dict[str, Int64[np.ndarray, " cells"]]:
     """Ids of every condition of every cell: what is given for all of them, else the column of obs of that name.
 
-    Missing values, empty strings and levels that the model does not know are unknown (0); the latter are told.
+    Missing values, empty strings and levels that the model does not know are unknown (0), and told.
     """
     ids = {name: np.full(len(obs), number) for name, number in given_ids(levels, given).items()}
     for name in levels:
@@ -57,10 +57,16 @@ def cells_ids(
         column = obs[name]
         text = np.where(column.isna(), "", column.astype(str)).astype(object)
         ids[name] = level_ids(text, levels[name])
+        say(f"--condition {name} is not given: taking obs[{name!r}]")
         if unknown := sorted(set(text[ids[name] == 0]) - {""}):
             cells = int(np.isin(text, unknown).sum())
             more = ", ..." if len(unknown) > 3 else ""
-            say(f"obs[{name!r}] of {cells:,} cells is unknown to the model: {', '.join(unknown[:3])}{more}")
+            say(
+                f"obs[{name!r}] of {cells:,} cells is unknown to the model ({', '.join(unknown[:3])}{more}): "
+                f"they are taken as cells without {name}; it knows {_some(unknown[0], levels[name])}"
+            )
+        if missing := int((text == "").sum()):
+            say(f"obs[{name!r}] of {missing:,} cells is missing: they are taken as cells without {name}")
     return ids
 
 

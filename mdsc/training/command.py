@@ -25,7 +25,10 @@ from mdsc.training.progress import RunProgress
 from mdsc.training.tracking import Tracker
 from mdsc.training.trainer import Trainer, make_accelerator, uses_bf16
 
-DESCRIPTION = "Train a model on a folder of shards. Without --config, configs/tiny.yaml is taken."
+DESCRIPTION = (
+    "Train a model on a folder of shards. Without --config, configs/tiny.yaml is taken. A YAML file goes before the "
+    "defaults that are shown here, and a flag before both."
+)
 
 
 def main(argv: list[str]) -> None:
