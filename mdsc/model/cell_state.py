@@ -63,7 +63,7 @@ class CellState(nn.Module):
         """
         with torch.autocast(gene_ids.device.type, enabled=False):
             visible = (tokens < self.num_tokens).float()
-            counts = counts.float()
+            counts = counts.float() * visible  # hidden counts have no way in, whatever the caller left in them
             mean = self.pool(gene_ids, counts, visible)
             summary = torch.cat([mean, self.log_relative_depth(gene_ids, counts, visible)[:, None]], dim=-1)
             bent = F.silu(self.enter(summary) + self.condition(condition.float()))
