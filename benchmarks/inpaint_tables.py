@@ -14,7 +14,7 @@ POOLED = "pooled"
 
 
 def all_tables(runs: Sequence[dict], sizes: dict[str, dict[str, int]]) -> list[ResultTable]:
-    """For each data set a table per mask ratio of the first tokenizer, and then one of all tokenizers."""
+    """For each data set those of the first tokenizer (nll at all mask ratios; all metrics), then one of tokenizers."""
     tables = []
     for data in dict.fromkeys(run["data"] for run in runs):
         of_data = [run for run in runs if run["data"] == data]
@@ -22,10 +22,33 @@ def all_tables(runs: Sequence[dict], sizes: dict[str, dict[str, int]]) -> list[R
         main = [run for run in of_data if run["tokenizer"] == tokenizers[0]]
         size = sizes[data]
         where = f"{data}, {size['train']:,} training and {size['test']:,} test cells x {size['genes']:,} genes"
-        tables += [predictor_table(main, ratio, f"{where}, {tokenizers[0]} tokens") for ratio in RATIOS]
+        where_main = f"{where}, {tokenizers[0]} tokens"
+        tables += [nll_table(main, where_main), *(predictor_table(main, ratio, where_main) for ratio in RATIOS)]
         if len(tokenizers) > 1:
             tables.append(tokenizer_table(of_data, tokenizers, where))
     return tables
+
+
+def nll_table(runs: Sequence[dict], where: str) -> ResultTable:
+    """Model and baselines by nll at each mask ratio; then the difference from any that is best somewhere."""
+    ratios = tuple(runs[0]["scores"][MODEL])
+    scores = {ratio: [by_predictor(run["scores"], ratio) for run in runs] for ratio in ratios}
+    names = sorted(scores[ratios[-1]][0], key=lambda name: sum(one[name]["nll"] for one in scores[ratios[-1]]))
+    rows = [[name, *(mean_and_sd([one[name]["nll"] for one in scores[ratio]]) for ratio in ratios)] for name in names]
+    best = {
+        min((name for name in names if name != MODEL), key=lambda name: one[name]["nll"])
+        for ratio in ratios
+        for one in scores[ratio]
+    }
+    for other in (name for name in names if name in best):
+        rows.append(
+            [
+                f"{MODEL} - {other}",
+                *(mean_and_sd(differences(scores[ratio], other, "nll"), signed=True) for ratio in ratios),
+            ]
+        )
+    note = "Differences are paired by seed, from each baseline that is the best one somewhere."
+    return ResultTable(f"{where}: nll", ("predictor", *(f"{float(ratio):.0%} hidden" for ratio in ratios)), rows, note)
 
 
 def predictor_table(runs: Sequence[dict], ratio: str, where: str) -> ResultTable:
