@@ -24,6 +24,8 @@ class DataConfig:
     group, row): the same cells for every seed."""
     condition_columns: tuple[str, ...] = ()
     """Condition columns of the shards that the model is told (drug, cell_line, ...)."""
+    verify: bool = True
+    """Compare the hash of each row group that is read with the manifest's. It costs some 10% of reading."""
     prefetch: int = 2
     """Global steps that are read ahead by a background thread."""
 

@@ -3,38 +3,22 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from mdsc.data.shards import REPAIR, ShardFolder
+from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 
 
 def condition_levels(folder: ShardFolder, columns: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The sorted levels of each column over the train split; empty strings are no level but unknown.
-
-    Reads these columns alone, a shard at a time.
-    """
-    columns = list(columns)
-    for column in columns:
+    """The sorted levels of each column over the train split, as its manifest has them; a `UserError` for no column."""
+    for column in (columns := list(columns)):
         if column not in folder.condition_columns:
             known = ", ".join(folder.condition_columns) or "none"
             raise UserError(
                 f"--data.condition-columns: {folder.path} has no column {column!r} (it has: {known}).\n"
                 "Prepare the shards again with this column, or leave it out."
             )
-    found: dict[str, set[str]] = {column: set() for column in columns}
-    files = dict.fromkeys(ref.file for ref in folder.row_groups("train")) if columns else ()
-    for file in files:
-        try:
-            table = pq.read_table(folder.path / file, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{folder.path / file} cannot be read ({str(error).splitlines()[0]}); {REPAIR}") from error
-        for column in columns:
-            found[column].update(pc.unique(table[column]).to_pylist())
-    return {column: tuple(sorted(levels - {"", None})) for column, levels in found.items()}
+    return {column: folder.manifest.conditions[column] for column in columns}
 
 
 def level_ids(labels: Iterable[str], levels: Sequence[str]) -> Int64[np.ndarray, " cells"]:

@@ -1,9 +1,9 @@
-"""`manifest.json`: what a folder of shards holds, so that a missing or cut-off file is found before training starts."""
+"""`manifest.json`: what a folder of shards holds, so that nothing of it is missing or changed unnoticed."""
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,28 +12,53 @@ from mdsc.errors import UserError
 
 FILE_NAME = "manifest.json"
 FORMAT = "mdsc-shards"
-VERSION = 1
+VERSION = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shard:
     """One parquet file."""
 
     file: str
+    """Name below the root. A cell's address begins with it."""
     split: str
-    rows: int
     bytes: int
     row_groups: tuple[int, ...]
     """Rows of each row group."""
+    hashes: tuple[str, ...] = ()
+    """Of each row group and of the footer (`mdsc.data.shard_file`); empty where the file was not hashed."""
+    heldout: tuple[str, ...] = ()
+    """Rows of each row group that are of split "heldout" and not of `split`, as the hex digits of a bit mask (numpy's
+    packbits); empty where no row is."""
+
+    @property
+    def rows(self) -> int:
+        return sum(self.row_groups)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """A condition that the files do not have, but that follows from a column of theirs (Tahoe's dose from `sample`)."""
+
+    column: str
+    values: Mapping[str, str]
+    """Condition of each value; what is not here is unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    condition_columns: tuple[str, ...]
+    conditions: Mapping[str, tuple[str, ...]]
+    """Condition columns, each with the sorted levels of its cells of split "train"; unknown ("") is no level."""
     shards: tuple[Shard, ...]
-    sources: tuple[Mapping[str, Any], ...]
+    sources: tuple[Mapping[str, Any], ...] = ()
     """Where the cells came from: {"file": ..., "cells": ...}, names without folders."""
     genes: str = "genes.parquet"
+    cell_id_column: str = "cell_id"
+    lookups: Mapping[str, Lookup] = field(default_factory=dict)
+    """How conditions that are no columns of the files are found."""
+    root: str = ""
+    """Where the files are: "" for the folder of the manifest, else an absolute path. Not part of the digest, so that
+    data may move."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"format": FORMAT, "version": VERSION} | asdict(self)
@@ -41,7 +66,8 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hex. A run is resumed only on the manifest that it was started on."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        content = {name: value for name, value in self.to_dict().items() if name != "root"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         (folder / FILE_NAME).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -65,10 +91,16 @@ def load_manifest(folder: Path) -> Manifest:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if (stored.pop("format"), stored.pop("version")) != (FORMAT, VERSION):
             raise UserError(f"{path} is of another format or version than {FORMAT} {VERSION}: prepare the data again")
-        shards = tuple(Shard(**shard | {"row_groups": tuple(shard["row_groups"])}) for shard in stored.pop("shards"))
-        conditions, sources = tuple(stored.pop("condition_columns")), tuple(stored.pop("sources"))
-        return Manifest(condition_columns=conditions, shards=shards, sources=sources, **stored)
+        shards = tuple(Shard(**{name: _frozen(value) for name, value in shard.items()}) for shard in stored["shards"])
+        conditions = {name: tuple(levels) for name, levels in stored["conditions"].items()}
+        lookups = {name: Lookup(**lookup) for name, lookup in stored["lookups"].items()}
+        sources = tuple(stored["sources"])
+        return Manifest(**stored | {"shards": shards, "conditions": conditions, "lookups": lookups, "sources": sources})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is damaged ({error}): copy the folder again, or prepare the data again") from error
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

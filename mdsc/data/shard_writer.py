@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from mdsc.atomic import replacing
 from mdsc.data.genes import GeneStatistics, GeneVocabulary
 from mdsc.data.manifest import Manifest, Shard, is_shard_folder
+from mdsc.data.shard_file import hash_parts
 from mdsc.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class ShardWriter:
         self._cells_per_shard = cells_per_shard
         self._splits: dict[str, _SplitWriter] = {}
         self._totals = np.zeros((3, len(vocabulary)))
+        self._levels: dict[str, set[str]] = {name: set() for name in condition_columns}
         self._num_train_cells = 0
 
     def __enter__(self) -> "ShardWriter":
@@ -72,6 +74,8 @@ class ShardWriter:
             for row, weights in enumerate((None, counts.data, np.log1p(counts.data))):
                 self._totals[row] += np.bincount(genes, weights, minlength=len(self.vocabulary))
             self._num_train_cells += len(cell_ids)
+            for name, levels in self._levels.items():
+                levels.update(obs[name])
         lengths = pa.array(counts.indptr.astype(np.int32))
         columns = {
             "genes": pa.ListArray.from_arrays(lengths, pa.array(self.vocabulary.token_ids[counts.indices])),
@@ -102,7 +106,8 @@ class ShardWriter:
         rates, means, logs = self._totals / self._num_train_cells
         self.vocabulary.save(self.scratch, GeneStatistics(rates, means, logs))
         shards = tuple(shard for writer in self._splits.values() for shard in writer.shards)
-        Manifest(self.condition_columns, shards, self.sources).save(self.scratch)
+        conditions = {name: tuple(sorted(levels - {"", None})) for name, levels in self._levels.items()}
+        Manifest(conditions=conditions, shards=shards, sources=self.sources).save(self.scratch)
 
 
 class _SplitWriter:
@@ -151,8 +156,10 @@ class _SplitWriter:
             return
         self._file.close()
         path = Path(self._file.where)
-        groups = tuple(self._row_groups)
-        self.shards.append(Shard(path.name, self._split, sum(groups), path.stat().st_size, groups))
+        groups, hashes = hash_parts(path)
+        assert groups == tuple(self._row_groups)
+        size = path.stat().st_size
+        self.shards.append(Shard(file=path.name, split=self._split, bytes=size, row_groups=groups, hashes=hashes))
         self._file, self._row_groups = None, []
 
 

@@ -11,25 +11,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64
 
-from mdsc.data.genes import FIRST_TOKEN_ID, GeneStatistics, GeneVocabulary
-from mdsc.data.manifest import Manifest, load_manifest
+from mdsc.data.genes import GeneStatistics, GeneVocabulary
+from mdsc.data.manifest import Manifest, Shard, load_manifest
+from mdsc.data.row_group_checks import cell_entries, strings
+from mdsc.data.shard_file import DamagedFile, read_row_group
 from mdsc.errors import UserError
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 REPAIR = "copy the file again, or prepare the data again"
+HELDOUT = "heldout"
+
+
+class CorruptRowGroup(UserError):
+    """A row group that cannot be trusted; the message names its file and number."""
 
 
 @dataclass(frozen=True)
 class RowGroupRef:
+    """The cells of one split in one row group: all of its rows, or the ones that `mask` chooses."""
+
     file: str
     group: int
     rows: int
+    """Cells of the split."""
+    mask: str = ""
+    """Which rows are of the split, as the hex digits of a bit mask; "" for all."""
+
+    def chosen(self, stored_rows: int) -> Int64[np.ndarray, " rows"]:
+        """Numbers of the rows, of all that the row group has."""
+        if not self.mask:
+            return np.arange(stored_rows)
+        return np.flatnonzero(_bits(self.mask, stored_rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,27 +61,37 @@ class RowGroup:
     conditions: dict[str, np.ndarray]
     """(rows,) of str each; "" is unknown."""
 
+    def select(self, rows: Int64[np.ndarray, " chosen"]) -> "RowGroup":
+        """Some of the cells, in this order."""
+        lengths = np.diff(self.indptr)[rows]
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        entries = np.repeat(self.indptr[rows] - indptr[:-1], lengths) + np.arange(indptr[-1])
+        conditions = {name: values[rows] for name, values in self.conditions.items()}
+        return RowGroup(self.counts[entries], self.gene_index[entries], indptr, self.cell_ids[rows], conditions)
+
 
 @dataclass(frozen=True, eq=False)
 class ShardFolder:
     path: Path
     manifest: Manifest
     vocabulary: GeneVocabulary
+    verify: bool = True
+    """Compare the hash of each row group that is read."""
 
     @classmethod
-    def open(cls, path: str | Path) -> "ShardFolder":
+    def open(cls, path: str | Path, *, verify: bool = True) -> "ShardFolder":
         """Read manifest and genes, and check that every shard is there in full; no cell is read."""
         path = Path(path)
         manifest = load_manifest(path)
         for shard in manifest.shards:
-            file = path / shard.file
+            file = path / manifest.root / shard.file
             if not file.is_file():
                 raise UserError(f"{file} is missing, though {path}/manifest.json lists it: {REPAIR}")
             if file.stat().st_size != shard.bytes:
                 size = file.stat().st_size
                 state = "truncated" if size < shard.bytes else "not the file that was prepared"
                 raise UserError(f"{file} is {state}: it has {size:,} bytes and should have {shard.bytes:,}; {REPAIR}")
-        return cls(path, manifest, GeneVocabulary.load(path))
+        return cls(path, manifest, GeneVocabulary.load(path), verify)
 
     @cached_property
     def statistics(self) -> GeneStatistics:
@@ -78,11 +104,12 @@ class ShardFolder:
 
     @property
     def condition_columns(self) -> tuple[str, ...]:
-        return self.manifest.condition_columns
+        return tuple(self.manifest.conditions)
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(shard.split for shard in self.manifest.shards))
+        named = dict.fromkeys(shard.split for shard in self.manifest.shards)
+        return tuple(named | dict.fromkeys(HELDOUT for shard in self.manifest.shards if any(shard.heldout)))
 
     @property
     def held_out_split(self) -> str:
@@ -90,54 +117,70 @@ class ShardFolder:
         others = [split for split in self.splits if split != "train"]
         if not others:
             raise UserError(f"{self.path} has no held-out cells (all are of split train); give --input.")
-        return "heldout" if "heldout" in others else others[0]
+        return HELDOUT if HELDOUT in others else others[0]
 
     def row_groups(self, split: str = "train") -> list[RowGroupRef]:
+        """The row groups that hold cells of a split."""
         self._check_split(split)
-        shards = [shard for shard in self.manifest.shards if shard.split == split]
-        return [RowGroupRef(shard.file, group, rows) for shard in shards for group, rows in enumerate(shard.row_groups)]
+        return [
+            ref
+            for shard in self.manifest.shards
+            for group in range(len(shard.row_groups))
+            if (ref := _of_split(shard, group, split)) is not None
+        ]
 
     def num_cells(self, split: str = "train") -> int:
-        self._check_split(split)
-        return sum(shard.rows for shard in self.manifest.shards if shard.split == split)
+        return sum(ref.rows for ref in self.row_groups(split))
+
+    def location(self, file: str) -> Path:
+        """Where a shard is."""
+        return self.path / self.manifest.root / file
 
     def read(self, ref: RowGroupRef, columns: Sequence[str] | None = None) -> RowGroup:
         """Read and check one row group, with these condition columns (default: all).
 
-        A `UserError` names file and row group if it does not read, holds an unknown or repeated gene or a count that
-        is no positive integer.
+        A `CorruptRowGroup` names file, row group and column if its bytes are not those that were prepared, if it does
+        not read, or if it holds an unknown or repeated gene or a count that is no positive integer.
         """
         columns = self.condition_columns if columns is None else tuple(columns)
         if unknown := [name for name in columns if name not in self.condition_columns]:
             known = ", ".join(self.condition_columns) or "none"
             raise UserError(f"{self.path} has no condition column {', '.join(unknown)}: it has {known}")
-        where = f"{self.path / ref.file}, row group {ref.group}"
         try:
-            with pq.ParquetFile(self.path / ref.file) as file:
-                table = file.read_row_group(ref.group, columns=["genes", "expressions", "cell_id", *columns])
-            genes, indptr = _flatten(table["genes"])
-            values, value_indptr = _flatten(table["expressions"])
-            conditions = {name: _strings(table[name]) for name in columns}
-            cell_ids = _strings(table["cell_id"])
-        except (pa.ArrowException, OSError, KeyError, IndexError) as error:
-            raise UserError(f"{where} cannot be read ({str(error).splitlines()[0]}); {REPAIR}") from error
-        fault = None
-        if not np.array_equal(indptr, value_indptr):
-            fault = "genes and expressions differ in length"
-        elif len(indptr) != ref.rows + 1:
-            fault = f"it has {len(indptr) - 1} rows and should have {ref.rows}"
-        else:
-            genes, values, indptr = _drop_special(genes, values, indptr)
-            counts, gene_index = _as_counts(values), _look_up(genes, self.vocabulary.index_of_token)
-            if counts is None:
-                fault = "not all expressions are positive integers"
-            elif gene_index is None:
-                fault = "a gene id is not in genes.parquet"
-            elif _repeats(genes, indptr):
-                fault = "a cell has the same gene twice"
-        if fault:
-            raise UserError(f"{where}: {fault}; {REPAIR}")
-        return RowGroup(counts, gene_index, indptr, cell_ids, conditions)
+            return self._read(ref, columns)
+        except (DamagedFile, OSError) as error:
+            where = f"{self.location(ref.file)}, row group {ref.group}"
+            raise CorruptRowGroup(f"{where}: {str(error).splitlines()[0]}; {REPAIR}") from error
+
+    def _read(self, ref: RowGroupRef, conditions: tuple[str, ...]) -> RowGroup:
+        shard = self._shards[ref.file]
+        lookups = self.manifest.lookups
+        texts = [self.manifest.cell_id_column, *(lookups[c].column if c in lookups else c for c in conditions)]
+        table = read_row_group(
+            self.location(ref.file),
+            ref.group,
+            ["genes", "expressions", *dict.fromkeys(texts)],
+            size=shard.bytes,
+            hashes=shard.hashes,
+            verify=self.verify,
+        )
+        if len(table) != shard.row_groups[ref.group]:
+            raise DamagedFile(f"it has {len(table)} rows and should have {shard.row_groups[ref.group]}")
+        counts, gene_index, indptr = cell_entries(table, self.vocabulary.index_of_token)
+        text = {name: strings(table, name) for name in dict.fromkeys(texts)}
+        conditions = {name: self._condition(name, text) for name in conditions}
+        group = RowGroup(counts, gene_index, indptr, text[texts[0]], conditions)
+        return group.select(ref.chosen(len(table))) if ref.mask else group
+
+    def _condition(self, name: str, text: dict[str, np.ndarray]) -> np.ndarray:
+        lookup = self.manifest.lookups.get(name)
+        if lookup is None:
+            return text[name]
+        return np.array([lookup.values.get(value, "") for value in text[lookup.column]], dtype=object)
+
+    @cached_property
+    def _shards(self) -> dict[str, Shard]:
+        return {shard.file: shard for shard in self.manifest.shards}
 
     def to_anndata(self, split: str = "train", max_cells: int | None = None) -> "AnnData":
         """The (first) cells of a split: int32 CSR counts in X, conditions in obs, symbols as var_names."""
@@ -162,49 +205,22 @@ class ShardFolder:
             raise UserError(f"{self.path} has no cells of split {split!r}: it has {', '.join(self.splits)}")
 
 
-def _flatten(column: pa.ChunkedArray) -> tuple[np.ndarray, Int64[np.ndarray, " rows_plus_one"]]:
-    """Values of a list column, and where each row starts in them."""
-    lists = column.combine_chunks()
-    if isinstance(lists, pa.ChunkedArray):
-        lists = pa.concat_arrays(lists.chunks)
-    if lists.null_count or lists.values.null_count:
-        raise pa.ArrowInvalid("a value is missing")
-    offsets = lists.offsets.to_numpy().astype(np.int64)
-    return lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0]
-
-
-def _drop_special(genes: np.ndarray, values: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, ...]:
-    if genes.min(initial=FIRST_TOKEN_ID) >= FIRST_TOKEN_ID:
-        return genes, values, indptr
-    keep = genes >= FIRST_TOKEN_ID
-    return genes[keep], values[keep], np.concatenate([[0], np.cumsum(keep)])[indptr]
-
-
-def _as_counts(values: np.ndarray) -> Int32[np.ndarray, " nnz"] | None:
-    with np.errstate(invalid="ignore"):  # NaN and values beyond int32 differ from their cast, and are told so
-        counts = values.astype(np.int32)
-    good = counts.min(initial=1) >= 1 and bool((counts == values).all())
-    return counts if good else None
-
-
-def _look_up(genes: np.ndarray, index_of_token: np.ndarray) -> Int32[np.ndarray, " nnz"] | None:
-    if genes.max(initial=0) >= len(index_of_token):
+def _of_split(shard: Shard, group: int, split: str) -> RowGroupRef | None:
+    """The cells of a split in a row group; None where it has none."""
+    rows, mask = shard.row_groups[group], shard.heldout[group] if shard.heldout else ""
+    if not mask:
+        return RowGroupRef(shard.file, group, rows) if rows and shard.split == split else None
+    if split not in (shard.split, HELDOUT):
         return None
-    places = index_of_token[genes]
-    return places if places.min(initial=0) >= 0 else None
+    is_heldout = _bits(mask, rows)
+    chosen = is_heldout if split == HELDOUT else ~is_heldout
+    return RowGroupRef(shard.file, group, int(chosen.sum()), bit_mask(chosen)) if chosen.any() else None
 
 
-def _repeats(genes: np.ndarray, indptr: np.ndarray) -> bool:
-    """Whether a gene stands twice in a cell; a sort is needed only where the genes do not ascend."""
-    ascends = genes[1:] > genes[:-1]
-    starts = indptr[1:-1]
-    ascends[starts[(starts > 0) & (starts < len(genes))] - 1] = True
-    if ascends.all():
-        return False
-    cell = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    order = np.lexsort((genes, cell))
-    return bool(((np.diff(genes[order]) == 0) & (np.diff(cell[order]) == 0)).any())
+def bit_mask(chosen: np.ndarray) -> str:
+    """A boolean array as the hex digits of numpy's packbits."""
+    return np.packbits(chosen).tobytes().hex()
 
 
-def _strings(column: pa.ChunkedArray) -> np.ndarray:
-    return column.cast(pa.string()).fill_null("").to_numpy().astype(object)
+def _bits(mask: str, rows: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(mask), dtype=np.uint8), count=rows).astype(bool)

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
 def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) -> Path:
     """Train and leave checkpoint, metrics.jsonl and loss.png in `config.output_dir`; give that folder."""
     check(config, accelerator.num_processes)
-    folder = ShardFolder.open(config.data.dir)
+    folder = ShardFolder.open(config.data.dir, verify=config.data.verify)
     levels = condition_levels(folder, config.data.condition_columns)
     tokenizer = make_tokenizer(config.tokenizer.name, config.tokenizer.num_tokens)
     loader = CellLoader(

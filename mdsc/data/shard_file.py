@@ -1,0 +1,163 @@
+"""One parquet file, read a row group at a time, with every byte of it under a hash.
+
+Parquet has no check of its own that is on by default: four of five flipped bits read back as other counts. So the file
+is cut where its row groups start, and each part has a SHA-256 in the manifest; between them they cover the whole file:
+
+    part 0 .. n-1   the row groups' bytes, from the start of one to the start of the next (the first one from byte 0)
+    part n          the footer, which says where everything is; it is checked before it is believed
+
+A row group is one read: its bytes are hashed and then decoded from memory, so what was checked is what is used.
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MAGIC = b"PAR1"
+HASH_DIGITS = 32
+OPEN_FOOTERS = 4096
+
+
+class DamagedFile(Exception):
+    """Bytes that are not what was prepared, or no parquet; the message says what is wrong, without naming the file."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of a file lie. Part g is bytes `bounds[g]` to `bounds[g + 1]`; the last one is the footer."""
+
+    metadata: pq.FileMetaData
+    bounds: tuple[int, ...]
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of each row group."""
+        return tuple(self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups))
+
+
+def part_hash(data: bytes | memoryview) -> str:
+    """128 bits of SHA-256, in hex."""
+    return hashlib.sha256(data).hexdigest()[:HASH_DIGITS]
+
+
+def hash_parts(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Rows of each row group of a file, and the hashes of its parts (one more than there are row groups).
+
+    Reads the whole file once, a part at a time. `DamagedFile` where it is no parquet file.
+    """
+    layout = _layout(path, path.stat().st_size, None)
+    return layout.rows, tuple(part_hash(read_range(path, start, stop)) for start, stop in pairwise(layout.bounds))
+
+
+def read_row_group(
+    path: Path, group: int, columns: Sequence[str], *, size: int, hashes: Sequence[str], verify: bool = True
+) -> pa.Table:
+    """The given columns of row group `group`; a column that the file does not have is not in the table.
+
+    Args:
+        size: bytes that the file should have.
+        hashes: of its parts, from the manifest; empty where it was never hashed.
+        verify: compare the hashes of the footer and of this row group.
+
+    Raises:
+        DamagedFile: a hash differs, or the bytes do not decode.
+        OSError: the file cannot be read.
+    """
+    layout = _layout(path, size, hashes[-1] if verify and hashes else None)
+    if not 0 <= group < layout.metadata.num_row_groups:
+        raise DamagedFile(f"the file has {layout.metadata.num_row_groups} row groups")
+    start, stop = layout.bounds[group : group + 2]
+    data = read_range(path, start, stop)
+    if verify and hashes and part_hash(data) != hashes[group]:
+        raise DamagedFile("its bytes are not those that were prepared (SHA-256 differs)")
+    try:
+        with pq.ParquetFile(pa.PythonFile(_Window(data, start), mode="r"), metadata=layout.metadata) as file:
+            return file.read_row_group(group, columns=list(columns))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedFile(str(error).splitlines()[0]) from error
+
+
+def read_range(path: Path, start: int, stop: int) -> bytes:
+    """Bytes `start` to `stop` of a file, all of them or `DamagedFile`."""
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        parts, missing = [], stop - start
+        while missing:
+            part = file.read(missing)
+            if not part:
+                raise DamagedFile(f"it is truncated: {missing:,} bytes are missing")
+            parts.append(part)
+            missing -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+# Footers are small and are asked for with each row group; a changed file has another size, or a footer that is no
+# longer read, and its row groups are hashed anyway.
+@lru_cache(maxsize=OPEN_FOOTERS)
+def _layout(path: Path, size: int, footer_hash: str | None) -> Layout:
+    ending = read_range(path, max(0, size - 8), size)
+    if ending[4:] != MAGIC:
+        raise DamagedFile("it does not end as a parquet file does")
+    footer_start = size - 8 - struct.unpack("<I", ending[:4])[0]
+    if footer_start < len(MAGIC):
+        raise DamagedFile("its footer has an impossible length")
+    footer = read_range(path, footer_start, size)
+    if footer_hash is not None and part_hash(footer) != footer_hash:
+        raise DamagedFile("its footer is not the one that was prepared (SHA-256 differs)")
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedFile(str(error).splitlines()[0]) from error
+    starts = [_start(metadata.row_group(group)) for group in range(metadata.num_row_groups)]
+    bounds = (0, *starts[1:], footer_start, size) if starts else (0, size)
+    if any(one > other for one, other in pairwise(bounds)):
+        raise DamagedFile("its row groups do not follow each other in the file")
+    return Layout(metadata, bounds)
+
+
+def _start(row_group: pq.RowGroupMetaData) -> int:
+    """First byte of a row group."""
+    columns = [row_group.column(place) for place in range(row_group.num_columns)]
+    # The dictionary of a column, where there is one, precedes its data.
+    pages = [[column.dictionary_page_offset, column.data_page_offset] for column in columns]
+    return min(offset for pair in pages for offset in pair if offset is not None)
+
+
+class _Window:
+    """A file object that has some bytes of a larger file, at the places where they are in it."""
+
+    def __init__(self, data: bytes, start: int) -> None:
+        self._data, self._start, self._place = memoryview(data), start, 0
+        self.closed = False
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        end = self._start + len(self._data)
+        self._place = (0, self._place, end)[whence] + place
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int = -1) -> memoryview:
+        first = self._place - self._start
+        if first < 0:
+            raise ValueError("a column lies outside of its row group")
+        part = self._data[first:] if size < 0 else self._data[first : first + size]
+        self._place += len(part)
+        return part
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
