@@ -65,10 +65,22 @@ def load_manifest(folder: Path) -> Manifest:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if (stored.pop("format"), stored.pop("version")) != (FORMAT, VERSION):
             raise UserError(f"{path} is of another format or version than {FORMAT} {VERSION}: prepare the data again")
-        shards = tuple(Shard(**shard | {"row_groups": tuple(shard["row_groups"])}) for shard in stored.pop("shards"))
-        conditions, sources = tuple(stored.pop("condition_columns")), tuple(stored.pop("sources"))
-        return Manifest(condition_columns=conditions, shards=shards, sources=sources, **stored)
+        shards = tuple(_shard(**shard) for shard in stored.pop("shards"))
+        conditions, sources = stored.pop("condition_columns"), tuple(stored.pop("sources"))
+        if not (isinstance(conditions, list) and all(isinstance(name, str) for name in conditions)):
+            raise ValueError("condition_columns is no list of names")
+        return Manifest(condition_columns=tuple(conditions), shards=shards, sources=sources, **stored)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is damaged ({error}): copy the folder again, or prepare the data again") from error
+
+
+def _shard(*, file: Any, split: Any, rows: Any, bytes: Any, row_groups: Any) -> Shard:
+    """ValueError where a value is of another kind, or where the row groups do not add up."""
+    if not (isinstance(file, str) and isinstance(split, str)):
+        raise ValueError("file and split of a shard are no names")
+    numbers = (rows, bytes, *row_groups)
+    if not all(type(number) is int and number >= 0 for number in numbers) or sum(row_groups) != rows:
+        raise ValueError(f"rows, bytes and row_groups of {file} do not fit together")
+    return Shard(file, split, rows, bytes, tuple(row_groups))
