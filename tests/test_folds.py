@@ -42,17 +42,6 @@ def test_folds_are_about_equal_and_differ_between_row_groups(folder: ShardFolder
     assert (folds[:100] != folds[100:200]).any()
 
 
-def test_folds_have_nothing_to_do_with_the_validation_split(folder: ShardFolder):
-    """Else the training cells of a row group would lack the folds that its validation cells are in."""
-    ref = folder.row_groups("train")[0]
-    training, validation = split_rows(ref, 0.4)
-    folds = folds_of_rows(ref)
-    for rows in (training, validation):
-        assert abs(folds[rows].mean() - folds.mean()) < 0.5
-    in_split_order = folds[np.concatenate([validation, training])]
-    assert abs(np.corrcoef(in_split_order, np.arange(ref.rows))[0, 1]) < 0.3
-
-
 def test_the_loader_tells_each_training_cell_its_fold(folder: ShardFolder):
     settings = DataConfig(num_genes=NUM_GENES, num_lanes=4, validation_fraction=FRACTION, prefetch=0)
     folds, seen = fold_of_cell(folder), set()

@@ -173,6 +173,7 @@ def test_cells_of_few_directions_leave_the_other_factors_unused(simulated: Simul
     for table in tables:
         assert (table[:, directions:] == 0).all()
         assert (table[:, :directions] != 0).any(dim=0).all()
+    assert model.cell_state.gene_out.weight[:, directions:].std() < 0.1
     prior = model.cell_state.log_prior
     assert (prior[directions:] == prior[directions - 1]).all()
 
