@@ -6,8 +6,10 @@ the same tokens alone and in any batch. What is decoded depends on the visible c
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -263,9 +265,18 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise UserError(f"{path} is missing: this is no whole checkpoint; copy it again or train again")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return CLASSES[stored["name"]](tuple(stored["edges"]), tuple(stored["token_values"]))
-    except (ValueError, KeyError, TypeError) as error:
+        kind, edges, values = CLASSES[stored["name"]], tuple(stored["edges"]), tuple(stored["token_values"])
+        if not all(type(edge) is int and edge < 2**31 for edge in edges) or not _rise_from_0(edges):
+            raise ValueError("its edges are not whole numbers that rise from 0")
+        if len(values) != len(edges) or not _rise_from_0(values):
+            raise ValueError("its token_values are not as many numbers that rise from 0")
+        return kind(edges, values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a tokenizer of mdsc ({error}); copy the checkpoint again") from error
+
+
+def _rise_from_0(numbers: Sequence[float | int]) -> bool:
+    return len(numbers) > 0 and numbers[0] == 0 and all(low < high < np.inf for low, high in pairwise(numbers))
 
 
 def _log_edges(num_tokens: int, top: int) -> tuple[int, ...]:
