@@ -183,35 +183,6 @@ def test_damaged_manifests_are_told(folder, text):
         ShardFolder.open(folder.path)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param({"rows": None}, id="no-rows"),
-        pytest.param({"rows": 1}, id="other-rows"),
-        pytest.param({"bytes": "many"}, id="text-for-bytes"),
-        pytest.param({"row_groups": "abc"}, id="text-for-row-groups"),
-        pytest.param({"row_groups": [-1]}, id="negative-row-group"),
-        pytest.param({"file": None}, id="no-file"),
-        pytest.param({"split": ["train"]}, id="list-for-split"),
-    ],
-)
-def test_damaged_entries_of_a_manifest_are_told(folder, change):
-    path = folder.path / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["shards"][0] |= change
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"manifest\.json is damaged .* of (a shard|train)"):
-        ShardFolder.open(folder.path)
-
-
-@pytest.mark.parametrize("columns", ["drug", [1], None])
-def test_damaged_condition_columns_of_a_manifest_are_told(folder, columns):
-    path = folder.path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"condition_columns": columns}))
-    with pytest.raises(UserError, match=r"manifest\.json is damaged .*condition_columns"):
-        ShardFolder.open(folder.path)
-
-
 def test_a_damaged_shard_of_the_right_size_is_told(folder):
     shard = folder.path / "train-00000.parquet"
     damaged = bytearray(shard.read_bytes())

@@ -1,8 +1,8 @@
 """`mdsc sample`, `python sample.py`: fill in hidden counts of cells, or generate cells.
 
-    python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0.8 --output filled.h5ad
-    python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0 --impute-zeros --output filled.h5ad
-    python sample.py --checkpoint runs/a --num-cells 500 --condition drug=DMSO_TF --output generated.h5ad
+python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0.8 --output filled.h5ad
+python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0 --impute-zeros --output filled.h5ad
+python sample.py --checkpoint runs/a --num-cells 500 --condition drug=DMSO_TF --output generated.h5ad
 """
 
 import time
