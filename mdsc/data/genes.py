@@ -132,7 +132,9 @@ class GeneVocabulary:
 
     @classmethod
     def load(cls, folder: str | Path) -> "GeneVocabulary":
-        table = _read(Path(folder) / FILE_NAME, ["token_id", "gene_symbol", "ensembl_id"])
+        """Of a checkpoint or a folder of shards, or from a genes.parquet of any name."""
+        path = Path(folder)
+        table = _read(path if path.is_file() else path / FILE_NAME, ["token_id", "gene_symbol", "ensembl_id"])
         token_ids = table["token_id"].to_numpy().astype(np.int64)
         return cls(tuple(table["gene_symbol"].to_pylist()), tuple(table["ensembl_id"].to_pylist()), token_ids)
 
