@@ -33,7 +33,7 @@ class FileGenes:
 @dataclass(frozen=True, eq=False)
 class JoinedGenes:
     vocabulary: GeneVocabulary
-    places: tuple[Int64[np.ndarray, " columns"], ...]
+    places: tuple[Int64[np.ndarray, " _"], ...]
     """Of each file's columns in the vocabulary, -1 where it lacks the gene; columns of one gene have one place."""
     report: tuple[str, ...]
     """Lines on what was joined, for a person."""
@@ -81,7 +81,7 @@ def _as_id(symbol: str) -> str:
     return without_version(symbol) if ENSEMBL.fullmatch(symbol) else ""
 
 
-def _union(files: Sequence[FileGenes]) -> tuple[GeneVocabulary, list[Int64[np.ndarray, " columns"]], list[str]]:
+def _union(files: Sequence[FileGenes]) -> tuple[GeneVocabulary, list[Int64[np.ndarray, " _"]], list[str]]:
     symbols_of_id: dict[str, dict[str, None]] = {}
     id_of_symbol: dict[str, str] = {}
     for file in files:
@@ -116,7 +116,7 @@ def _union(files: Sequence[FileGenes]) -> tuple[GeneVocabulary, list[Int64[np.nd
 def _union_report(
     files: Sequence[FileGenes],
     vocabulary: GeneVocabulary,
-    places: Sequence[Int64[np.ndarray, " columns"]],
+    places: Sequence[Int64[np.ndarray, " _"]],
     symbols_of_id: dict[str, dict[str, None]],
 ) -> list[str]:
     if len(files) == 1:
@@ -159,7 +159,7 @@ def _in_vocabulary(file: FileGenes, vocabulary: GeneVocabulary) -> Int64[np.ndar
 
 
 def _vocabulary_report(
-    files: Sequence[FileGenes], places: Sequence[Int64[np.ndarray, " columns"]], vocabulary: GeneVocabulary
+    files: Sequence[FileGenes], places: Sequence[Int64[np.ndarray, " _"]], vocabulary: GeneVocabulary
 ) -> list[str]:
     found = np.zeros(len(vocabulary), dtype=bool)
     report = []
@@ -188,7 +188,7 @@ def _check_duplicates(
         pairs = []
         for gene in repeated[:NUM_SHOWN]:
             columns = np.flatnonzero(places == gene)[:2]
-            named = [f"column {column} ({_named(file, column)})" for column in columns]
+            named = [f"column {column} ({_named(file, column)})" for column in columns.tolist()]
             pairs.append(" and ".join(named))
         raise UserError(
             f"{file.name} has several columns for the same gene: {_listed(pairs, len(repeated), '; ')}.\n"
@@ -197,7 +197,7 @@ def _check_duplicates(
     return len(repeated)
 
 
-def _refuse_strangers(files: Sequence[FileGenes], places: Sequence[Int64[np.ndarray, " columns"]]) -> None:
+def _refuse_strangers(files: Sequence[FileGenes], places: Sequence[Int64[np.ndarray, " _"]]) -> None:
     """Every file must share a gene with the first, if only by way of others."""
     reached, waiting = set(places[0].tolist()), list(range(1, len(files)))
     while near := [number for number in waiting if not reached.isdisjoint(places[number].tolist())]:
