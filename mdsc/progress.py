@@ -35,7 +35,7 @@ class CellProgress:
         self._first: tuple[float, float] | None = None
         self._last_line = time.monotonic()
 
-    def done(self, num_cells: float) -> None:
+    def done(self, num_cells: float | int) -> None:
         """So many cells are done in all. Speed is counted from the first call, which may tell of an earlier run's."""
         now = time.monotonic()
         if self._first is None:

@@ -30,7 +30,14 @@ def test_values_of_a_column_are_held_out():
     splits = SplitRule(by=("donor", "d3", "d1")).splits(obs)
     assert splits.tolist() == ["heldout", "train", "heldout"] * 2
     obs.loc["c0", "donor"] = None
-    assert SplitRule(by=("donor", "d1")).splits(obs).tolist() == ["train", "train", "train", "heldout", "train", "train"]
+    assert SplitRule(by=("donor", "d1")).splits(obs).tolist() == [
+        "train",
+        "train",
+        "train",
+        "heldout",
+        "train",
+        "train",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class SamplingProgress(CellProgress):
 
         return watched
 
-    def done(self, num_cells: float) -> None:
+    def done(self, num_cells: float | int) -> None:
         """So many cells are done; steps that revealed nothing took no pass."""
         self._cells_done = num_cells
         super().done(num_cells)
