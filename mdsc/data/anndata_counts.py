@@ -23,6 +23,7 @@ CHUNK_ROWS = 1000
 # Stored entries looked at before all are read, and held at once of a CSC file.
 SAMPLE_ENTRIES = 1_000_000
 PASS_ENTRIES = 30_000_000
+READ_ENTRIES = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,14 +277,16 @@ def _csc_file_blocks(group, rows: int) -> Iterator["sp.csr_matrix"]:
     for first in range(0, num_rows, pass_rows):
         last = min(first + pass_rows, num_rows)
         parts = []
-        for start in range(0, int(indptr[-1]), PASS_ENTRIES):
-            stop = min(start + PASS_ENTRIES, int(indptr[-1]))
+        for start in range(0, int(indptr[-1]), READ_ENTRIES):
+            stop = min(start + READ_ENTRIES, int(indptr[-1]))
             row = group["indices"][start:stop]
             keep = np.flatnonzero((row >= first) & (row < last))
-            column = np.searchsorted(indptr, start + keep, side="right") - 1
+            column = (np.searchsorted(indptr, start + keep, side="right") - 1).astype(row.dtype)
             parts.append((group["data"][start:stop][keep], row[keep] - first, column))
         data, row, column = (np.concatenate(pieces) for pieces in zip(*parts, strict=True)) if parts else ([], [], [])
+        del parts
         block = sp.csr_matrix((data, (row, column)), (last - first, num_columns))
+        del data, row, column
         for start in range(0, last - first, rows):
             yield block[start : start + rows]
 
