@@ -19,15 +19,16 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "errors": "",
     "atomic": "",
+    "progress": "",
     "cli": "errors",
     "config": "errors",
     "data": "errors atomic config",
-    "prep": "errors atomic config data",
+    "prep": "errors atomic progress config data",
     "diffusion": "errors config data",
     "model": "errors config data diffusion",
     "checkpoint": "errors atomic config data model",
-    "sampling": "errors atomic config data diffusion model checkpoint",
-    "training": "errors atomic config data diffusion model checkpoint prep",
+    "sampling": "errors atomic progress config data diffusion model checkpoint",
+    "training": "errors atomic progress config data diffusion model checkpoint prep",
     "evaluation": "errors atomic config data diffusion model checkpoint sampling training",
 }
 # Third-party module -> the only ones of mdsc that import it.

@@ -106,13 +106,21 @@ def help_text() -> str:
     """What --help of every command says, as a user would see it."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        for command in ("train", "sample", "evaluate inpaint", "validate", "prepare h5ad", "prepare demo"):
+        for command in (
+            "train",
+            "sample",
+            "evaluate inpaint",
+            "validate",
+            "prepare h5ad",
+            "prepare demo",
+            "shards-to-h5ad",
+        ):
             main([*command.split(), "--help"])
     benchmarks = [
         subprocess.run(
             [sys.executable, ROOT / "benchmarks" / name, "--help"], capture_output=True, text=True, check=True
         ).stdout
-        for name in ("inpaint.py", "ablations.py")
+        for name in ("inpaint.py", "ablations.py", "prepare.py")
     ]
     return text.getvalue() + "".join(benchmarks)
 

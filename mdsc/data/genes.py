@@ -134,8 +134,9 @@ class GeneVocabulary:
 
     @classmethod
     def load(cls, folder: str | Path) -> "GeneVocabulary":
-        """Read what `save` has written; UserError where it is missing or damaged."""
-        path = Path(folder) / FILE_NAME
+        """Of a checkpoint or a folder of shards, or a genes.parquet of any name; UserError where it is damaged."""
+        path = Path(folder)
+        path = path if path.is_file() else path / FILE_NAME
         table = _read(path, {"token_id": pa.int64(), "gene_symbol": pa.string(), "ensembl_id": pa.string()})
         token_ids = table["token_id"].to_numpy()
         if len(token_ids) == 0:
