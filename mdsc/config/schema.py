@@ -24,8 +24,10 @@ class DataConfig:
     group, row): the same cells for every seed."""
     condition_columns: tuple[str, ...] = ()
     """Condition columns of the shards that the model is told (drug, cell_line, ...)."""
+    workers: int = 0
+    """Processes that read and tokenise, per training process, each for some of its lanes; 0 leaves that to a thread."""
     prefetch: int = 2
-    """Global steps that are read ahead by a background thread."""
+    """Global steps that are read ahead, by a background thread or by the workers."""
 
 
 @dataclass(frozen=True, kw_only=True)

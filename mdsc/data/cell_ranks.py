@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
+from mdsc.data.compiled import compiled
+
 # A table of largest count + 1 entries is affordable up to here; beyond it (never seen in single cells) we sort.
 LARGEST_IN_TABLE = 1 << 22
 
@@ -18,6 +20,13 @@ def csr_dense_ranks(
     counts: Integer[np.ndarray, " nnz"], indptr: Integer[np.ndarray, " cells_plus_one"]
 ) -> Integer[np.ndarray, " nnz"]:
     """Number of distinct counts of the cell that are at or below each count: 1 for its lowest, without gaps."""
+    loop = compiled(_dense_ranks_loop)
+    if loop is not None and counts.max(initial=0) <= LARGEST_IN_TABLE:
+        assert counts.min(initial=1) > 0, "only nonzero counts are stored"
+        rank_of = np.zeros(int(counts.max(initial=0)) + 1, dtype=np.int32)
+        ranks = np.empty(len(counts), dtype=np.int32)
+        loop(counts, indptr, rank_of, ranks)
+        return ranks
     place, shape = _places(counts, indptr)
     present = np.zeros(shape, dtype=bool)
     present.ravel()[place] = True
@@ -49,6 +58,24 @@ def counts_below(counts: Int[Tensor, "batch genes"]) -> Int[Tensor, "batch genes
     histogram.scatter_add_(1, value, torch.ones_like(value))
     histogram[:, 0] = 0
     return (histogram.cumsum(dim=1) - histogram).gather(1, value)
+
+
+def _dense_ranks_loop(counts, indptr, rank_of, ranks):
+    """Fill `ranks`; `rank_of`, a table of zeros up to the largest count, is used for one cell after the other."""
+    for cell in range(len(indptr) - 1):
+        start, end = indptr[cell], indptr[cell + 1]
+        largest = 0
+        for entry in range(start, end):
+            count = counts[entry]
+            rank_of[count] = 1
+            largest = max(largest, count)
+        rank = 0
+        for count in range(largest + 1):
+            rank += rank_of[count]
+            rank_of[count] = rank
+        for entry in range(start, end):
+            ranks[entry] = rank_of[counts[entry]]
+        rank_of[: largest + 1] = 0
 
 
 def _places(
