@@ -7,7 +7,7 @@ table of cells x counts is filled and summed along the counts, which is an order
 
 import numpy as np
 import torch
-from jaxtyping import Int, Integer
+from jaxtyping import Int, Int16, Integer
 from torch import Tensor
 
 from mdsc.data.compiled import compiled
@@ -20,17 +20,26 @@ def csr_dense_ranks(
     counts: Integer[np.ndarray, " nnz"], indptr: Integer[np.ndarray, " cells_plus_one"]
 ) -> Integer[np.ndarray, " nnz"]:
     """Number of distinct counts of the cell that are at or below each count: 1 for its lowest, without gaps."""
-    loop = compiled(_dense_ranks_loop)
-    if loop is not None and counts.max(initial=0) <= LARGEST_IN_TABLE:
-        assert counts.min(initial=1) > 0, "only nonzero counts are stored"
-        rank_of = np.zeros(int(counts.max(initial=0)) + 1, dtype=np.int32)
-        ranks = np.empty(len(counts), dtype=np.int32)
-        loop(counts, indptr, rank_of, ranks)
-        return ranks
     place, shape = _places(counts, indptr)
     present = np.zeros(shape, dtype=bool)
     present.ravel()[place] = True
     return np.cumsum(present, axis=1, dtype=np.int32).ravel()[place]
+
+
+def csr_dense_rank_tokens(
+    counts: Integer[np.ndarray, " nnz"],
+    indptr: Integer[np.ndarray, " cells_plus_one"],
+    token_of_rank: Int16[np.ndarray, " ranks"],
+) -> Int16[np.ndarray, " nnz"]:
+    """`token_of_rank` at the dense rank of each count; its last token stands for all higher ranks, too."""
+    top, largest = len(token_of_rank) - 1, int(counts.max(initial=0))
+    loop = compiled(_rank_tokens_loop)
+    if loop is None or largest > LARGEST_IN_TABLE:
+        return token_of_rank[np.minimum(csr_dense_ranks(counts, indptr), top)]
+    assert counts.min(initial=1) > 0, "only nonzero counts are stored"
+    tokens = np.empty(len(counts), dtype=np.int16)
+    loop(counts, indptr, token_of_rank, np.full(largest + 1, -1, dtype=np.int16), tokens)
+    return tokens
 
 
 def csr_counts_below(
@@ -60,22 +69,24 @@ def counts_below(counts: Int[Tensor, "batch genes"]) -> Int[Tensor, "batch genes
     return (histogram.cumsum(dim=1) - histogram).gather(1, value)
 
 
-def _dense_ranks_loop(counts, indptr, rank_of, ranks):
-    """Fill `ranks`; `rank_of`, a table of zeros up to the largest count, is used for one cell after the other."""
+def _rank_tokens_loop(counts, indptr, token_of_rank, token_of_count, tokens):
+    """Fill `tokens`; `token_of_count`, a table of -1 up to the largest count, is used for one cell after the other."""
+    top = len(token_of_rank) - 1
     for cell in range(len(indptr) - 1):
         start, end = indptr[cell], indptr[cell + 1]
         largest = 0
         for entry in range(start, end):
             count = counts[entry]
-            rank_of[count] = 1
+            token_of_count[count] = 0
             largest = max(largest, count)
         rank = 0
         for count in range(largest + 1):
-            rank += rank_of[count]
-            rank_of[count] = rank
+            if token_of_count[count] == 0:
+                rank += 1
+                token_of_count[count] = token_of_rank[min(rank, top)]
         for entry in range(start, end):
-            ranks[entry] = rank_of[counts[entry]]
-        rank_of[: largest + 1] = 0
+            tokens[entry] = token_of_count[counts[entry]]
+        token_of_count[: largest + 1] = -1
 
 
 def _places(

@@ -8,6 +8,7 @@ the training process itself could inherit a lock of torch or CUDA that nobody is
 import multiprocessing
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
@@ -32,16 +33,19 @@ def parts_of_workers(
     Each worker is at most `depth` steps ahead (1 at least). A UserError of a worker is raised here as it is. A worker
     that was killed is told, too, as a UserError, within seconds. All workers have ended when this is closed.
     """
-    steps = DataLoader(
-        _WorkerParts(compute, lanes, start_step),
-        batch_size=None,
-        num_workers=num_workers,
-        prefetch_factor=max(depth, 1),
-        collate_fn=_as_it_is,
-        worker_init_fn=_prepare_worker,
-        multiprocessing_context=_context(),
-        generator=torch.Generator(),  # else a seed would be drawn from the generator of the training
-    )
+    with warnings.catch_warnings():
+        # How many workers pay depends on the storage too; that is for who chose their number.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        steps = DataLoader(
+            _WorkerParts(compute, lanes, start_step),
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=max(depth, 1),
+            collate_fn=_as_it_is,
+            worker_init_fn=_prepare_worker,
+            multiprocessing_context=_context(),
+            generator=torch.Generator(),  # else a seed would be drawn from the generator of the training
+        )
     parts = iter(steps)
     try:
         while True:
