@@ -1,4 +1,4 @@
-"""How fast cells are read: the loader beside bare decoding, HF datasets and a rival's collator; resuming; mixing; memory.
+"""How fast cells are read: the loader beside bare decoding and HF datasets; resuming; how batches mix plates; memory.
 
     python benchmarks/loader.py --markdown loader.md --json loader.json
     python benchmarks/loader.py --memory --memory-cells 1_000_000 --json memory.json --plot memory.png

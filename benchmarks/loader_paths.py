@@ -1,4 +1,4 @@
-"""Ways to read cells that benchmarks/loader.py compares: the decoder alone, our loader, HF datasets, a rival's collator."""
+"""Ways to read cells that benchmarks/loader.py compares: bare decoding, our loader, HF datasets, a collator by cell."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

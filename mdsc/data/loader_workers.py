@@ -6,10 +6,12 @@ the training process itself could inherit a lock of torch or CUDA that nobody is
 """
 
 import multiprocessing
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from threading import Thread
 
 import pyarrow as pa
 import torch
@@ -46,7 +48,7 @@ def parts_of_workers(
             multiprocessing_context=_context(),
             generator=torch.Generator(),  # else a seed would be drawn from the generator of the training
         )
-    parts = iter(steps)
+        parts = iter(steps)
     try:
         while True:
             part = next(parts)
@@ -93,6 +95,13 @@ def _prepare_worker(_: int) -> None:
     # Workers are many, so that each has one thread; torch's DataLoader has told torch already.
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
+    # torch's own watch is on the server process, which lives as long as its workers do.
+    Thread(target=_end_with_the_training_process, daemon=True).start()
+
+
+def _end_with_the_training_process() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _as_it_is(part: DenseCells) -> DenseCells:
