@@ -86,7 +86,7 @@ def _context() -> multiprocessing.context.BaseContext:
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "pyarrow.parquet", "mdsc.data.loader"])
+    context.set_forkserver_preload(["torch", "pyarrow.parquet", "numba", "mdsc.data.loader"])  # if they are there
     return context
 
 
