@@ -26,8 +26,10 @@ class DataConfig:
     """Condition columns of the shards that the model is told (drug, cell_line, ...)."""
     verify: bool = True
     """Compare the hash of each row group that is read with the manifest's. It costs some 10% of reading."""
+    workers: int = 0
+    """Processes that read and tokenise, per training process, each for some of its lanes; 0 leaves that to a thread."""
     prefetch: int = 2
-    """Global steps that are read ahead by a background thread."""
+    """Global steps that are read ahead, by a background thread or by the workers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float64, Int, Int16, Int64, Integer
 from torch import Tensor
 
-from mdsc.data.cell_ranks import counts_below, csr_counts_below, csr_dense_ranks, dense_ranks
+from mdsc.data.cell_ranks import counts_below, csr_counts_below, csr_dense_rank_tokens, dense_ranks
 from mdsc.errors import UserError
 
 FILE_NAME = "tokenizer.json"
@@ -121,7 +121,8 @@ class RankTokenizer(Tokenizer):
     def encode(
         self, counts: Integer[np.ndarray, " nnz"], indptr: Integer[np.ndarray, " cells_plus_one"]
     ) -> Int16[np.ndarray, " nnz"]:
-        return _tokens_of(csr_dense_ranks(counts, indptr), self.edges)
+        top = min(self.edges[-1], int(counts.max(initial=0)))  # no rank is above its count
+        return csr_dense_rank_tokens(counts, indptr, _token_table(top, self.edges))
 
     def _encode_rows(self, counts: Int[Tensor, "batch genes"]) -> Int64[Tensor, "batch genes"]:
         return _bucket(dense_ranks(counts), self.edges)
@@ -290,8 +291,12 @@ def _log_edges(num_tokens: int, top: int) -> tuple[int, ...]:
 
 def _tokens_of(numbers: Integer[np.ndarray, " nnz"], edges: tuple[int, ...]) -> Int16[np.ndarray, " nnz"]:
     top = min(int(numbers.max(initial=0)), edges[-1])
-    table = np.searchsorted(edges, np.arange(top + 1), side="right") - 1
-    return table.astype(np.int16)[np.minimum(numbers, top)]
+    return _token_table(top, edges)[np.minimum(numbers, top)]
+
+
+def _token_table(top: int, edges: tuple[int, ...]) -> Int16[np.ndarray, " numbers"]:
+    """Token of each number from 0 to `top`."""
+    return (np.searchsorted(edges, np.arange(top + 1), side="right") - 1).astype(np.int16)
 
 
 def _bucket(numbers: Int[Tensor, "batch genes"], edges: tuple[int, ...]) -> Int64[Tensor, "batch genes"]:

@@ -25,6 +25,7 @@ def check(config: TrainConfig, num_processes: int) -> None:
     for name, value in at_least_one.items():
         _require(value >= 1, name, value, "1 or more")
     at_least_zero = {
+        "data.workers": data.workers,
         "data.prefetch": data.prefetch,
         "model.num-layers": model.num_layers,
         "model.factor-size": model.factor_size,
