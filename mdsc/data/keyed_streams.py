@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     EXPRESSED_GENES = 7
     SKETCH = 8
     FOLD = 9
+    SUBSTITUTE = 10
 
 
 def stream(purpose: Purpose, seed: int, *address: int) -> np.random.Philox:

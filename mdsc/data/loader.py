@@ -5,16 +5,16 @@ from itertools import count
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Int64
 
 from mdsc.config.schema import DataConfig
 from mdsc.data.batch import CellBatch
 from mdsc.data.dense_cells import DenseCells
-from mdsc.data.folds import NO_FOLD, folds_of_rows
+from mdsc.data.folds import NO_FOLD
 from mdsc.data.gene_sets import GeneSets, draw_expressed, gene_weights
 from mdsc.data.keyed_streams import Purpose, stream
-from mdsc.data.plan import CellAddresses, EpochPlan, LanePlan
+from mdsc.data.plan import EpochPlan, LanePlan
 from mdsc.data.prefetch import prefetched
+from mdsc.data.quarantine import Quarantine, Quarantined, TrainingCells
 from mdsc.data.shards import ShardFolder
 from mdsc.data.token_groups import TokenGroup, TokenGroups, tokenise
 from mdsc.data.tokenizers import Tokenizer
@@ -43,8 +43,10 @@ class CellLoader:
         rank: int = 0,
         world_size: int = 1,
         levels: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        quarantined: Sequence[Quarantined] = (),
     ):
-        """`levels` gives the known levels of each condition column that the batches shall carry."""
+        """`levels` gives the known levels of each condition column that the batches shall carry; `quarantined` what an
+        earlier part of the run has found corrupt: it stays replaced, so that the tokens stay the same."""
         assert 0 <= rank < world_size
         if settings.num_lanes % world_size:
             raise UserError(
@@ -57,6 +59,12 @@ class CellLoader:
         self.seed = seed
         self.lanes = range(rank, settings.num_lanes, world_size)
         self.levels = {name: tuple(known) for name, known in levels.items()}
+        self.quarantine = Quarantine(
+            folder,
+            validation_fraction=settings.validation_fraction,
+            on_corrupt=settings.on_corrupt,
+            recorded=quarantined,
+        )
         self.plan = LanePlan(
             folder.row_groups("train"),
             seed=seed,
@@ -75,6 +83,10 @@ class CellLoader:
     def steps_per_epoch(self) -> int:
         return self.plan.steps_per_epoch
 
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        """The row groups that this process has replaced so far, and the ones that it was told of."""
+        return self.quarantine.found
+
     def iterate(self, start_step: int = 0) -> Iterator[CellBatch]:
         """This rank's share of global steps `start_step`, `start_step` + 1, ..., without end.
 
@@ -85,19 +97,23 @@ class CellLoader:
     def validation_batch(self, num_cells: int) -> CellBatch:
         """At most `num_cells` validation cells, over one gene set drawn by detection rate, zeros included.
 
-        The same for every seed, rank and way of drawing genes, so that runs can be compared.
+        The same for every seed, rank and way of drawing genes, so that runs can be compared. Those of a quarantined
+        row group are left out.
         """
         fraction = self.settings.validation_fraction
-        chosen = some_validation_rows(self.plan.row_groups, fraction, num_cells)
+        chosen = [
+            (rows, tokenise(TrainingCells(group, np.full(ref.rows, NO_FOLD)), self.tokenizer, self.levels))
+            for ref, rows in some_validation_rows(self.plan.row_groups, fraction, num_cells).items()
+            if (group := self.quarantine.read(ref, tuple(self.levels))) is not None
+        ]
         if not chosen:
             raise UserError(
                 f"--data.validation-fraction {fraction} leaves no validation cell in {self.folder.path}: raise it."
             )
         gene_set = self._detection_sets.draw(stream(Purpose.VALIDATION_BATCH, 0, 1))
-        dense = self._dense(sum(len(rows) for rows in chosen.values()), len(gene_set))
+        dense = self._dense(sum(len(group_rows) for group_rows, _ in chosen), len(gene_set))
         groups, rows = [], []
-        for ref, group_rows in chosen.items():
-            group = tokenise(self.folder.read(ref, columns=tuple(self.levels)), self.tokenizer, self.levels)
+        for group_rows, group in chosen:
             dense.fill_gene_set(len(rows), [group.cell(row) for row in group_rows.tolist()], gene_set)
             groups += [group] * len(group_rows)
             rows += group_rows.tolist()
@@ -105,7 +121,7 @@ class CellLoader:
 
     def _batches(self, start_step: int) -> Iterator[CellBatch]:
         kept = TokenGroups(
-            self.folder, self.tokenizer, self.levels, capacity=(len(self.lanes) + 1) * self.settings.window
+            self.quarantine, self.tokenizer, self.levels, capacity=(len(self.lanes) + 1) * self.settings.window
         )
         order = None
         for global_step in count(start_step):
@@ -133,9 +149,9 @@ class CellLoader:
                 dense.fill_gene_set(len(rows), cells, self._sets.draw(source))
             groups += lane_groups
             rows += lane_rows
-            folds.append(self._folds(addresses))
+            folds += [group.fold[row] for group, row in zip(lane_groups, lane_rows, strict=True)]
         cell_index = np.concatenate([np.arange(lane * size, (lane + 1) * size) for lane in self.lanes])
-        return dense.batch(cell_index, np.concatenate(folds), self._categories(groups, rows))
+        return dense.batch(cell_index, np.array(folds), self._categories(groups, rows))
 
     def _dense(self, num_cells: int, num_genes: int) -> DenseCells:
         return DenseCells(
@@ -144,10 +160,6 @@ class CellLoader:
             vocabulary_size=len(self.folder.vocabulary),
             pad_token=self.tokenizer.pad_token,
         )
-
-    def _folds(self, cells: CellAddresses) -> Int64[np.ndarray, " cells"]:
-        of_group = {number: folds_of_rows(self.plan.row_groups[number]) for number in set(cells.group.tolist())}
-        return np.array([of_group[number][row] for number, row in zip(cells.group, cells.row, strict=True)])
 
     def _categories(self, groups: Sequence[TokenGroup], rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Levels of cells that are given by their row groups and rows in these."""

@@ -127,7 +127,8 @@ def _start(row_group: pq.RowGroupMetaData) -> int:
     columns = [row_group.column(place) for place in range(row_group.num_columns)]
     # The dictionary of a column, where there is one, precedes its data.
     pages = [[column.dictionary_page_offset, column.data_page_offset] for column in columns]
-    return min(offset for pair in pages for offset in pair if offset is not None)
+    # Some writers say 0 where there is no dictionary. A row group without columns lies nowhere.
+    return min((offset for pair in pages for offset in pair if offset), default=0)
 
 
 class _Window:

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from mdsc.data.condition_levels import level_ids
-from mdsc.data.shards import RowGroup, RowGroupRef, ShardFolder
+from mdsc.data.quarantine import Quarantine, TrainingCells
+from mdsc.data.shards import RowGroupRef
 from mdsc.data.tokenizers import Tokenizer
 
 
@@ -31,15 +32,17 @@ class TokenGroup:
     indptr: Int64[np.ndarray, " rows_plus_one"]
     categories: Mapping[str, Int64[np.ndarray, " rows"]]
     """Level of each row, 0 = unknown, 1.. = place in the list of levels."""
+    fold: Int64[np.ndarray, " rows"]
+    """Which fit has seen each row (`mdsc.data.folds`)."""
 
     def cell(self, row: int) -> TokenCell:
         part = slice(self.indptr[row], self.indptr[row + 1])
         return TokenCell(self.gene_index[part], self.counts[part], self.tokens[part])
 
 
-def tokenise(row_group: RowGroup, tokenizer: Tokenizer, levels: Mapping[str, tuple[str, ...]]) -> TokenGroup:
+def tokenise(training: TrainingCells, tokenizer: Tokenizer, levels: Mapping[str, tuple[str, ...]]) -> TokenGroup:
     """Tokens of a whole row group in one call, and its conditions as places in `levels`."""
-    categories = {}
+    row_group, categories = training.cells, {}
     for name, known in levels.items():
         categories[name] = level_ids(row_group.conditions[name], known)
     return TokenGroup(
@@ -48,6 +51,7 @@ def tokenise(row_group: RowGroup, tokenizer: Tokenizer, levels: Mapping[str, tup
         tokens=_narrow(tokenizer.encode(row_group.counts, row_group.indptr)),
         indptr=row_group.indptr,
         categories=categories,
+        fold=training.fold,
     )
 
 
@@ -55,9 +59,9 @@ class TokenGroups:
     """Reads and tokenises row groups, and keeps the `capacity` ones that were used last. For one thread."""
 
     def __init__(
-        self, folder: ShardFolder, tokenizer: Tokenizer, levels: Mapping[str, tuple[str, ...]], *, capacity: int
+        self, source: Quarantine, tokenizer: Tokenizer, levels: Mapping[str, tuple[str, ...]], *, capacity: int
     ):
-        self._folder = folder
+        self._source = source
         self._tokenizer = tokenizer
         self._levels = levels
         self._capacity = capacity
@@ -67,8 +71,8 @@ class TokenGroups:
         if ref in self._kept:
             self._kept.move_to_end(ref)
             return self._kept[ref]
-        row_group = self._folder.read(ref, columns=tuple(self._levels))
-        self._kept[ref] = tokenise(row_group, self._tokenizer, self._levels)
+        training = self._source.training_cells(ref, tuple(self._levels))
+        self._kept[ref] = tokenise(training, self._tokenizer, self._levels)
         if len(self._kept) > self._capacity:
             self._kept.popitem(last=False)
         return self._kept[ref]
