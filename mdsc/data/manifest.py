@@ -16,6 +16,7 @@ FILE_NAME = "manifest.json"
 FORMAT = "mdsc-shards"
 VERSION = 2
 HASH = re.compile("[0-9a-f]{32}")
+MASK = re.compile("(?:[0-9a-f]{2})*")
 MOST_BYTES, MOST_ROWS = 2**62, 2**31 - 1
 
 
@@ -95,7 +96,8 @@ def load_manifest(folder: Path) -> Manifest:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if (stored.pop("format"), stored.pop("version")) != (FORMAT, VERSION):
             raise UserError(f"{path} is of another format or version than {FORMAT} {VERSION}: prepare the data again")
-        return checked_manifest(_manifest_of(stored))
+        _check(stored)
+        return _manifest_of(stored)
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -115,45 +117,42 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def checked_manifest(manifest: Manifest) -> Manifest:
-    """The manifest itself; `ValueError` for an entry of a wrong type, or one that cannot be."""
+def _check(stored: dict[str, Any]) -> None:
+    """`ValueError` for an entry of a wrong type, or one that cannot be; what lacks is for the constructors to say."""
     for name in ("genes", "cell_id_column"):
-        _require(_is_text(getattr(manifest, name)), name, getattr(manifest, name))
-    root = manifest.root
+        _require(_is_text(stored.get(name, "x")), name, stored.get(name))
+    root = stored.get("root", "")
     _require(root == "" or (_is_text(root) and (PurePath(root).is_absolute() or "://" in root)), "root", root)
-    _require(all(isinstance(source, dict) for source in _as_tuple(manifest.sources, "sources")), "sources")
-    for name, levels in manifest.conditions.items():
-        _require(
-            _is_text(name) and all(map(_is_text, _as_tuple(levels, f"conditions of {name!r}"))), "conditions", name
-        )
-    for name, lookup in manifest.lookups.items():
-        values = lookup.values
-        _require(_is_text(lookup.column) and isinstance(values, dict), "lookups", name)
-        _require(all(isinstance(value, str) for value in values.values()), "lookups", name)
-    for shard in manifest.shards:
+    _require(all(isinstance(source, dict) for source in _as_list(stored["sources"], "sources")), "sources")
+    for name, levels in stored["conditions"].items():
+        levels = _as_list(levels, f"conditions of {name!r}")
+        _require(_is_text(name) and all(map(_is_text, levels)), "conditions", name)
+    for name, lookup in stored["lookups"].items():
+        _require(_is_text(lookup["column"]) and isinstance(lookup["values"], dict), "lookups", name)
+        _require(all(isinstance(value, str) for value in lookup["values"].values()), "lookups", name)
+    for shard in _as_list(stored["shards"], "shards"):
         _check_shard(shard)
-    names = [shard.file for shard in manifest.shards]
-    twice = next((name for name, number in Counter(names).items() if number > 1), None)
-    _require(twice is None, "file that is listed twice", twice)
-    return manifest
+    twice = [file for file, number in Counter(shard["file"] for shard in stored["shards"]).items() if number > 1]
+    _require(not twice, "file that is listed twice", twice)
 
 
-def _check_shard(shard: Shard) -> None:
-    place = PurePath(shard.file) if _is_text(shard.file) else PurePath("..")
+def _check_shard(shard: dict[str, Any]) -> None:
+    file = shard["file"]
     # A manifest may come from elsewhere: what it names lies below its root.
-    _require(not place.is_absolute() and ".." not in place.parts and place.name != "", "file", shard.file)
-    _require(_is_text(shard.split), f"split of {shard.file}", shard.split)
-    _require(_is_number(shard.bytes, MOST_BYTES), f"bytes of {shard.file}", shard.bytes)
-    groups = _as_tuple(shard.row_groups, f"row_groups of {shard.file}")
-    _require(all(_is_number(rows, MOST_ROWS) for rows in groups), f"row_groups of {shard.file}")
-    hashes = _as_tuple(shard.hashes, f"hashes of {shard.file}")
+    place = PurePath(file) if _is_text(file) else PurePath()
+    _require(not place.is_absolute() and ".." not in place.parts and place.name != "", "file", file)
+    _require(_is_text(shard["split"]), f"split of {file}", shard["split"])
+    _require(_is_number(shard["bytes"], MOST_BYTES), f"bytes of {file}", shard["bytes"])
+    groups = _as_list(shard["row_groups"], f"row_groups of {file}")
+    _require(all(_is_number(rows, MOST_ROWS) for rows in groups), f"row_groups of {file}")
+    hashes = _as_list(shard.get("hashes", []), f"hashes of {file}")
     are_hashes = all(isinstance(digits, str) and HASH.fullmatch(digits) for digits in hashes)
-    _require(are_hashes and len(hashes) in (0, len(groups) + 1), f"hashes of {shard.file}")
-    masks = _as_tuple(shard.heldout, f"heldout of {shard.file}")
-    _require(len(masks) in (0, len(groups)), f"heldout of {shard.file}")
+    _require(are_hashes and len(hashes) in (0, len(groups) + 1), f"hashes of {file}")
+    masks = _as_list(shard.get("heldout", []), f"heldout of {file}")
+    _require(len(masks) in (0, len(groups)), f"heldout of {file}")
     for mask, rows in zip(masks, groups, strict=False):
-        is_mask = isinstance(mask, str) and re.fullmatch("(?:[0-9a-f]{2})*", mask) is not None
-        _require(is_mask and len(mask) in (0, 2 * -(-rows // 8)), f"heldout of {shard.file}", mask)
+        is_mask = isinstance(mask, str) and MASK.fullmatch(mask) is not None
+        _require(is_mask and len(mask) in (0, 2 * -(-rows // 8)), f"heldout of {file}", mask)
 
 
 def _require(is_right: bool, what: str, value: Any = None) -> None:
@@ -161,8 +160,8 @@ def _require(is_right: bool, what: str, value: Any = None) -> None:
         raise ValueError(f"wrong {what}" + ("" if value is None else f": {str(value)[:80]!r}"))
 
 
-def _as_tuple(value: Any, what: str) -> tuple:
-    _require(isinstance(value, tuple), what)
+def _as_list(value: Any, what: str) -> list:
+    _require(isinstance(value, list), what)
     return value
 
 

@@ -39,10 +39,10 @@ def strings(table: pa.Table, name: str) -> np.ndarray:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         return column.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False).astype(object)
-    except UnicodeDecodeError as error:
-        raise DamagedFile(f"column {name} has text that is not UTF-8") from error
-    except pa.ArrowException as error:
-        raise DamagedFile(f"column {name} is {column.type}, not text: {first_line(error)}") from error
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        fault = "has text that is not UTF-8" if is_text else f"is {column.type}, not text"
+        raise DamagedFile(f"column {name} {fault}") from error
 
 
 def first_line(error: Exception) -> str:
@@ -99,7 +99,7 @@ def _as_counts(values: np.ndarray) -> Int32[np.ndarray, " nnz"]:
 
 def _look_up(genes: np.ndarray, index_of_token: Int32[np.ndarray, " ids"]) -> Int32[np.ndarray, " nnz"]:
     # A negative id would count from the end of the table.
-    if genes.min(initial=0) >= 0 and genes.max(initial=-1) < len(index_of_token):
+    if len(genes) == 0 or (genes.min() >= 0 and genes.max() < len(index_of_token)):
         places = index_of_token[genes]
         if places.min(initial=0) >= 0:
             return places
