@@ -1,6 +1,7 @@
 """Shards that nobody should write: each is told by file, row group and column, or read for what it says."""
 
 import decimal
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -219,6 +220,18 @@ def test_row_groups_and_files_without_rows(tmp_path):
 
 def test_a_file_without_columns_is_told(tmp_path):
     fails(tmp_path, pa.table({"a": [1, 2]}).select([]), "a.parquet", rows=[2])
+
+
+def test_a_file_that_is_written_anew_is_not_read_by_its_old_footer(tmp_path):
+    """Footers are remembered; without a hash a new file of the same size would be read by the wrong one."""
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    one, other = cells([[3, 4], [5], []], [[1, 2], [7], []]), cells([[3], [5], [4]], [[1], [2], [7]])
+    for number, table in enumerate((one, other, one)):
+        folder = parquet_shard(tmp_path / "s", table.replace_schema_metadata({"x": "y"}), **options)
+        path = folder.path / FILE
+        os.utime(path, ns=(number * 10**9, number * 10**9))
+        group = folder.read(folder.row_groups()[0])
+        assert np.diff(group.indptr).tolist() == [len(row) for row in table["genes"].to_pylist()]
 
 
 def test_offsets_beyond_32_bits():
