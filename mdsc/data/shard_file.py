@@ -52,7 +52,8 @@ def hash_parts(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
     Reads the whole file once, a part at a time. `DamagedFile` where it is no parquet file.
     """
-    layout = _layout(path, path.stat().st_size, None)
+    status = path.stat()
+    layout = _layout(path, status.st_size, None, status.st_mtime_ns)
     return layout.rows, tuple(part_hash(read_range(path, start, stop)) for start, stop in pairwise(layout.bounds))
 
 
@@ -70,7 +71,7 @@ def read_row_group(
         DamagedFile: a hash differs, or the bytes do not decode.
         OSError: the file cannot be read.
     """
-    layout = _layout(path, size, hashes[-1] if verify and hashes else None)
+    layout = _layout(path, size, hashes[-1] if verify and hashes else None, path.stat().st_mtime_ns)
     if not 0 <= group < layout.metadata.num_row_groups:
         raise DamagedFile(f"the file has {layout.metadata.num_row_groups} row groups")
     start, stop = layout.bounds[group : group + 2]
@@ -98,10 +99,9 @@ def read_range(path: Path, start: int, stop: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-# Footers are small and are asked for with each row group; a changed file has another size, or a footer that is no
-# longer read, and its row groups are hashed anyway.
+# Footers are small and are asked for with each row group; a changed file has another size, hash or time.
 @lru_cache(maxsize=OPEN_FOOTERS)
-def _layout(path: Path, size: int, footer_hash: str | None) -> Layout:
+def _layout(path: Path, size: int, footer_hash: str | None, changed: int) -> Layout:
     ending = read_range(path, max(0, size - 8), size)
     if ending[4:] != MAGIC:
         raise DamagedFile("it does not end as a parquet file does")
@@ -127,7 +127,8 @@ def _start(row_group: pq.RowGroupMetaData) -> int:
     columns = [row_group.column(place) for place in range(row_group.num_columns)]
     # The dictionary of a column, where there is one, precedes its data.
     pages = [[column.dictionary_page_offset, column.data_page_offset] for column in columns]
-    return min(offset for pair in pages for offset in pair if offset is not None)
+    # Some writers say 0 where there is no dictionary. A row group without columns lies nowhere.
+    return min((offset for pair in pages for offset in pair if offset), default=0)
 
 
 class _Window:
