@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mdsc.data import gene_sets
 from mdsc.data.gene_sets import GeneSets, draw_expressed, gene_weights
 from mdsc.data.keyed_streams import Purpose, stream
 
@@ -18,10 +19,12 @@ def test_weights_mix_detection_and_an_even_share():
     np.testing.assert_allclose(gene_weights(np.array([0.0, 0.5]), 1.0), [0.5, 0.5])
 
 
-def test_draws_follow_successive_sampling():
+@pytest.mark.parametrize("by_race", [True, False])
+def test_draws_follow_successive_sampling(monkeypatch, by_race: bool):
     """Probability of every ordered pair of three drawn in turn: w_i * w_j / (1 - w_i), summed over the two orders."""
     weights = np.array([0.5, 0.3, 0.15, 0.05])
-    sets = GeneSets(weights, 2)
+    monkeypatch.setattr(gene_sets, "_enough_draws", lambda probability, num_genes: 4 if by_race else 3)
+    sets = GeneSets(2.5 * weights, 2)
     draws = 8000
     counts = np.zeros((4, 4))
     for number in range(draws):
@@ -33,31 +36,39 @@ def test_draws_follow_successive_sampling():
             assert abs(counts[i, j] / draws - expected) < 4.5 * np.sqrt(expected * (1 - expected) / draws)
 
 
-def test_leaving_out_late_genes_changes_nothing(monkeypatch):
-    """With the bound and without it the same stream gives the same set, on a panel large enough for the bound."""
-    weights = gene_weights(np.random.default_rng(0).pareto(1.0, 5000), 0.1)
-    bounded, plain = GeneSets(weights, 200), GeneSets(weights, 200)
-    plain._least_bits = np.zeros_like(plain._least_bits)
-    assert 0 < np.median(bounded._least_bits) < 2**52
-    for number in range(50):
-        np.testing.assert_array_equal(bounded.draw(key(number)), plain.draw(key(number)))
-    bounded._least_bits = np.full_like(bounded._least_bits, 2**52)  # nobody arrives in time
-    np.testing.assert_array_equal(bounded.draw(key(1)), plain.draw(key(1)))
-
-
-def test_inclusion_frequencies_of_a_large_panel():
+@pytest.mark.parametrize(("num_genes", "by_race"), [(400, False), (3000, True)])
+def test_inclusion_frequencies_of_a_large_panel(num_genes: int, by_race: bool):
     """Poisson approximation: P(gene in set) = 1 - exp(-w * T) with T such that these sum to the size of the set."""
     weights = gene_weights(np.random.default_rng(1).pareto(1.5, 4000), 0.1)
-    sets, draws = GeneSets(weights, 400), 2000
+    sets, draws = GeneSets(weights, num_genes), 2000
+    assert sets._by_race == by_race
     times = np.geomspace(1, 1e6, 20_000)
     size = np.array([-np.expm1(-weights * t).sum() for t in times[::10]])
-    deadline = np.interp(400, size, times[::10])
+    deadline = np.interp(num_genes, size, times[::10])
     expected = -np.expm1(-weights * deadline)
     seen = np.bincount(np.concatenate([sets.draw(key(n)) for n in range(draws)]), minlength=4000) / draws
-    z = (seen - expected) / np.sqrt(expected * (1 - expected) / draws)
+    z = (seen - expected) / np.sqrt(np.maximum(expected * (1 - expected), 1e-4) / draws)
     assert abs(z.mean()) < 0.15
     assert z.std() < 1.1
     assert np.corrcoef(seen, expected)[0, 1] > 0.99
+
+
+def test_enough_candidates_are_drawn_at_once():
+    weights = gene_weights(np.random.default_rng(1).pareto(1.0, 5000), 0.1)
+    sets = GeneSets(weights, 200)
+    assert 200 < sets._num_candidates < 5000
+    for number in range(300):
+        assert len(np.unique(sets._candidates(key(number)))) >= 200
+
+
+def test_alias_table_has_the_probabilities():
+    probability = np.random.default_rng(0).pareto(1.0, 1000)
+    probability[:50] = 0
+    probability /= probability.sum()
+    threshold, alias = gene_sets._alias_table(probability)
+    own = threshold / 2.0**32
+    np.testing.assert_allclose((own + np.bincount(alias, 1 - own, minlength=1000)) / 1000, probability, atol=1e-12)
+    assert (own[:50] == 0).all()
 
 
 def test_every_gene_can_be_drawn():
