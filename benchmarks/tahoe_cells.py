@@ -6,6 +6,7 @@ Depths are drawn so that cells have some 1,300 nonzero genes of 62,710 and a mea
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxtyping import Float32, Int64
 from mdsc.atomic import replacing
 from mdsc.data.genes import FIRST_TOKEN_ID, GeneStatistics, GeneVocabulary
 from mdsc.data.manifest import Manifest, Shard, load_manifest
+from mdsc.data.shard_file import hash_parts
 from mdsc.data.shards import ShardFolder
 
 NUM_GENES = 62_710
@@ -26,7 +28,7 @@ DEPTH_OF_A_CELL = 2060
 PROFILE_SIGMA = 2.3  # of the lognormal levels of genes: sets the share of ones among the nonzero counts
 DEPTH_SIGMA = 0.35
 POPULATION = 1 << 22  # molecules that cells are drawn from: a table look-up a molecule
-CONDITIONS = ("drug", "cell_line_id", "plate")
+NUM_DRUGS, NUM_LINES = 379, 50
 
 
 def write_tahoe_cells(folder: Path, num_cells: int, seed: int = 0) -> dict[str, float]:
@@ -50,10 +52,15 @@ def write_tahoe_cells(folder: Path, num_cells: int, seed: int = 0) -> dict[str, 
                 writer = writer or pq.ParquetWriter(path, table.schema, compression="snappy")
                 writer.write_table(table, row_group_size=ROWS_PER_GROUP)
             writer.close()
-            shards.append(Shard(path.name, "train", rows, path.stat().st_size, tuple(sizes)))
+            groups, hashes = hash_parts(path)
+            size = path.stat().st_size
+            shards.append(Shard(file=path.name, split="train", bytes=size, row_groups=groups, hashes=hashes))
         names = [f"GENE{number}" for number in range(NUM_GENES)]
         GeneVocabulary.of(names).save(scratch, GeneStatistics(*(totals / num_cells)))
-        Manifest(CONDITIONS, tuple(shards), ({"file": "simulated", "cells": num_cells},)).save(scratch)
+        levels = {"drug": [f"drug number {number}" for number in range(NUM_DRUGS)]}
+        levels["cell_line_id"] = [f"CVCL_{number:04d}" for number in range(NUM_LINES)]
+        conditions = {name: tuple(sorted(values)) for name, values in levels.items()}
+        Manifest(conditions=conditions, shards=tuple(shards)).save(scratch)
     size = sum(shard.bytes for shard in shards)
     return {
         "cells": num_cells,
@@ -77,7 +84,7 @@ def repeated(source: Path, folder: Path, num_cells: int) -> ShardFolder:
                     os.link(source / shard.file, scratch / again["file"])
                     shards.append(Shard(**again))
                     wanted -= shard.rows
-        Manifest(manifest.condition_columns, tuple(shards), manifest.sources).save(scratch)
+        replace(manifest, shards=tuple(shards)).save(scratch)
     return ShardFolder.open(folder)
 
 
@@ -109,7 +116,7 @@ def _row_group(
 
 def _strings(rng: np.random.Generator, first: int, rows: int) -> Iterator[tuple[str, pa.Array]]:
     """The string columns; `cell_id` stands for BARCODE_SUB_LIB_ID, as in all that is prepared for mdsc."""
-    drug, line = rng.integers(0, 379, size=rows), rng.integers(0, 50, size=rows)
+    drug, line = rng.integers(0, NUM_DRUGS, size=rows), rng.integers(0, NUM_LINES, size=rows)
     plate = 1 + (first // CELLS_PER_SHARD) % 14
     yield "drug", pa.array([f"drug number {number}" for number in drug])
     yield "sample", pa.array([f"smp_{1500 + number}" for number in drug])

@@ -10,7 +10,7 @@ from jaxtyping import Int64, Integer
 from mdsc.data.batch import CellBatch
 from mdsc.data.compiled import compiled
 from mdsc.data.quarantine import Quarantined
-from mdsc.data.token_groups import CellEntries, TokenGroup
+from mdsc.data.token_groups import CellEntries, TokenGroup, entries_of
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,32 @@ class DenseCells:
         )
 
     def fill_gene_set(
-        self, lane: int, cells: CellEntries, gene_set: Int64[np.ndarray, " genes"], vocabulary_size: int
+        self,
+        lane: int,
+        groups: Sequence[TokenGroup],
+        rows: Sequence[int],
+        gene_set: Int64[np.ndarray, " genes"],
+        vocabulary_size: int,
     ) -> None:
-        """The same genes of every cell of a lane, zeros included."""
+        """The same genes of every cell of a lane, zeros included; cells are given by row groups and rows in these."""
         self.gene_ids[lane] = gene_set
         self.num_real[lane] = len(gene_set)
         self.tokens[lane] = 0
-        column_of = np.full(vocabulary_size, -1, dtype=np.int32)
-        column_of[gene_set] = np.arange(len(gene_set), dtype=np.int32)
-        fill = compiled(_fill_loop) or _fill
-        fill(cells.gene_index, cells.counts, cells.tokens, cells.indptr, column_of, self.counts[lane],
-             self.tokens[lane])  # fmt: skip
+        # Small, so that it stays in the cache.
+        column_of = np.full(vocabulary_size, -1, dtype=np.int16 if len(gene_set) < 2**15 else np.int32)
+        column_of[gene_set] = np.arange(len(gene_set))
+        counts, tokens, loop = self.counts[lane], self.tokens[lane], compiled(_fill_loop)
+        if loop is None:
+            _fill(entries_of(groups, rows), column_of, counts, tokens)
+            return
+        places_of: dict[int, list[int]] = {}
+        for place, group in enumerate(groups):
+            places_of.setdefault(id(group), []).append(place)
+        rows = np.array(rows)
+        for places in places_of.values():  # a call of the loop costs as much as a cell
+            group, places = groups[places[0]], np.array(places)
+            entries = (group.gene_index, group.counts, group.tokens, group.starts)
+            loop(*entries, rows[places], places, column_of, counts, tokens)
 
     def fill_entries(self, lane: int, place: int, cells: CellEntries, entries: Int64[np.ndarray, " entries"]) -> None:
         """One cell: some of its nonzero entries, given by their places in `cells`; pads behind them."""
@@ -113,21 +128,22 @@ def joined(parts: Sequence[DenseCells]) -> CellBatch:
     )
 
 
-def _fill(genes, counts, tokens, indptr, column_of, dense_counts, dense_tokens) -> None:
+def _fill(cells: CellEntries, column_of: np.ndarray, dense_counts: np.ndarray, dense_tokens: np.ndarray) -> None:
     """Put the entries of genes that have a column into the two tables (cells, genes)."""
-    column = column_of.take(genes, mode="clip")  # ids are valid; "clip" saves the check of each
+    column = column_of.take(cells.gene_index, mode="clip")  # ids are valid; "clip" saves the check of each
     drawn = np.flatnonzero(column >= 0)
     start = np.arange(len(dense_counts)) * dense_counts.shape[1]
-    place = np.repeat(start, np.diff(indptr))[drawn] + column[drawn]
-    dense_counts.reshape(-1)[place] = counts[drawn]
-    dense_tokens.reshape(-1)[place] = tokens[drawn]
+    place = np.repeat(start, np.diff(cells.indptr))[drawn] + column[drawn]
+    dense_counts.reshape(-1)[place] = cells.counts[drawn]
+    dense_tokens.reshape(-1)[place] = cells.tokens[drawn]
 
 
-def _fill_loop(genes, counts, tokens, indptr, column_of, dense_counts, dense_tokens):
-    """`_fill`, to be compiled."""
-    for cell in range(len(indptr) - 1):
-        for entry in range(indptr[cell], indptr[cell + 1]):
+def _fill_loop(genes, counts, tokens, starts, rows, places, column_of, dense_counts, dense_tokens):
+    """`_fill` for some rows of one row group, which go to `places`; to be compiled."""
+    for number in range(len(rows)):
+        place = places[number]
+        for entry in range(starts[rows[number]], starts[rows[number] + 1]):
             column = column_of[genes[entry]]
             if column >= 0:
-                dense_counts[cell, column] = counts[entry]
-                dense_tokens[cell, column] = tokens[entry]
+                dense_counts[place, column] = counts[entry]
+                dense_tokens[place, column] = tokens[entry]

@@ -142,23 +142,22 @@ class CellLoader:
             )
         gene_set = self._detection_sets.draw(stream(Purpose.VALIDATION_BATCH, 0, 1))
         dense = self._empty((1, len(rows), len(gene_set)), groups, shared_genes=True)
-        dense.fill_gene_set(0, entries_of(groups, rows), gene_set, len(self.folder.vocabulary))
+        dense.fill_gene_set(0, groups, rows, gene_set, len(self.folder.vocabulary))
         dense.tell(0, np.arange(len(rows)), groups, rows)
         return joined([dense])
 
     def _part(self, kept: TokenGroups, order: EpochPlan, step: int, lanes: Sequence[int]) -> DenseCells:
         size = self.plan.cells_per_lane
         addresses = [order.cells(step, lane) for lane in lanes]
-        needed = {
-            number: kept.get(self.plan.row_groups[number]) for cells in addresses for number in cells.group.tolist()
-        }
+        numbers = dict.fromkeys(number for cells in addresses for number in cells.group.tolist())
+        needed = {number: kept.get(self.plan.row_groups[number]) for number in numbers}
         by_cell = self.settings.gene_draw == "expressed"
         dense = self._empty((len(lanes), size, self._sets.num_genes), needed.values(), shared_genes=not by_cell)
         for place, (lane, cells) in enumerate(zip(lanes, addresses, strict=True)):
             rows = cells.row.tolist()
             groups = [needed[number] for number in cells.group.tolist()]
-            entries = entries_of(groups, rows)
             if by_cell:
+                entries = entries_of(groups, rows)
                 starts = entries.indptr.tolist()
                 for cell, (number, row) in enumerate(zip(cells.group.tolist(), rows, strict=True)):
                     source = stream(Purpose.EXPRESSED_GENES, self.seed, order.number, number, row)
@@ -166,7 +165,7 @@ class CellLoader:
                     dense.fill_entries(place, cell, entries, starts[cell] + drawn)
             else:
                 gene_set = self._sets.draw(stream(Purpose.GENE_SET, self.seed, order.number, step, lane))
-                dense.fill_gene_set(place, entries, gene_set, len(self.folder.vocabulary))
+                dense.fill_gene_set(place, groups, rows, gene_set, len(self.folder.vocabulary))
             dense.tell(place, np.arange(lane * size, (lane + 1) * size), groups, rows)
         return replace(dense, quarantined=self.quarantine.found)
 

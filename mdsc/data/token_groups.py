@@ -20,7 +20,7 @@ class TokenGroup:
     gene_index: Integer[np.ndarray, " nnz"]
     counts: Integer[np.ndarray, " nnz"]
     tokens: Integer[np.ndarray, " nnz"]
-    starts: Sequence[int]
+    starts: Int64[np.ndarray, " rows_plus_one"]
     """Where each row starts in these, and where the last one ends."""
     fold: Integer[np.ndarray, " rows"]
     """Which fit has seen each row (`mdsc.data.folds`)."""
@@ -83,7 +83,7 @@ def tokenise(
         gene_index=cells.gene_index.astype(np.min_scalar_type(max(vocabulary_size - 1, 0))),
         counts=cells.counts.astype(np.min_scalar_type(int(cells.counts.max(initial=0)))),
         tokens=tokenizer.encode(cells.counts, cells.indptr).astype(np.min_scalar_type(tokenizer.num_tokens - 1)),
-        starts=cells.indptr.tolist(),
+        starts=cells.indptr,
         fold=training.fold.astype(np.int8),
         categories={name: level_ids(cells.conditions[name], known).astype(np.int32) for name, known in levels.items()},
     )
