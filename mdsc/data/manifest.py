@@ -26,10 +26,13 @@ class Shard:
     row_groups: tuple[int, ...]
     """Rows of each row group."""
     hashes: tuple[str, ...] = ()
-    """Of each row group and of the footer (`mdsc.data.shard_file`); empty where the file was not hashed."""
+    """Of each row group and of the footer (`mdsc.data.shard_file`); empty where the file was not hashed, and each one
+    where its part was not (row groups of a file that is read from far away)."""
     heldout: tuple[str, ...] = ()
     """Rows of each row group that are of split "heldout" and not of `split`, as the hex digits of a bit mask (numpy's
     packbits); empty where no row is."""
+    unused: tuple[str, ...] = ()
+    """Rows of each row group that are of no split, likewise."""
 
     @property
     def rows(self) -> int:
@@ -57,8 +60,8 @@ class Manifest:
     lookups: Mapping[str, Lookup] = field(default_factory=dict)
     """How conditions that are no columns of the files are found."""
     root: str = ""
-    """Where the files are: "" for the folder of the manifest, else an absolute path. Not part of the digest, so that
-    data may move."""
+    """Where the files are: "" for the folder of the manifest, else an absolute path, or a URL that ends with "/". Not
+    part of the digest, so that data may move."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"format": FORMAT, "version": VERSION} | asdict(self)
