@@ -95,6 +95,7 @@ def prepare_tahoe(config: TahoeConfig) -> tuple[ShardFolder, list[str]]:
     found = conditions.resolve(values)
     shards = {file: work.shard(file, scan) for file, scan in scans.items() if any(scan.cells)}
     if not any(scan.cells[0] for scan in scans.values()):
+        work.done.forget()
         raise UserError("no cell is left to train on: hold out fewer cells, or take more files or other --plates")
     if config.rewrite:
         before = sum(shard.bytes for shard in shards.values()), sum(shard.rows for shard in shards.values())

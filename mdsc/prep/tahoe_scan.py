@@ -131,7 +131,7 @@ def _counted(text: np.ndarray, train: np.ndarray, heldout: np.ndarray) -> dict[s
     coded = pa.array(text, pa.string()).dictionary_encode()
     codes, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
     numbers = [np.bincount(codes[rows], minlength=len(names)).tolist() for rows in (train, heldout)]
-    return {name: number for name, *number in zip(names, *map(tuple, numbers), strict=True) if any(number)}
+    return {name: (one, other) for name, one, other in zip(names, *numbers, strict=True) if one or other}
 
 
 def span(metadata: pq.FileMetaData, group: int, columns: Sequence[str]) -> tuple[int, int]:
