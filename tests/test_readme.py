@@ -106,7 +106,15 @@ def help_text() -> str:
     """What --help of every command says, as a user would see it."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        for command in ("train", "sample", "evaluate inpaint", "validate", "prepare h5ad", "prepare demo"):
+        for command in (
+            "train",
+            "sample",
+            "evaluate inpaint",
+            "validate",
+            "prepare h5ad",
+            "prepare tahoe",
+            "prepare demo",
+        ):
             main([*command.split(), "--help"])
     benchmarks = [
         subprocess.run(

@@ -293,6 +293,8 @@ def test_a_file_that_was_cut_off_is_told(tmp_path):
         ({"max_shards": 0}, "--max-shards 0: give 1 or more"),
         ({"heldout_by": (("plate", "plate1", "plate2", "plate10"),)}, "no cell is left to train on"),
         ({"metadata": Path("nowhere"), "source": "empty"}, "no expression files"),
+        ({"stream": True}, "--stream has no meaning for .* a folder here: leave it out"),
+        ({"download_dir": Path("x")}, "--download-dir has no meaning"),
         ({"source": "no/such/folder"}, "no such folder"),
         ({"source": "file:///no/such"}, "no expression files"),
     ],

@@ -73,14 +73,16 @@ def prepare_tahoe(config: TahoeConfig) -> tuple[ShardFolder, list[str]]:
     """
     _check(config)
     source = find_source(config.source)
+    _check_place(config, source)
     tables = source.side_tables(config.metadata)
     vocabulary, repeated = tables.vocabulary()
     conditions = ConditionSources.of(config.condition_columns, tables)
     rule = heldout_rule(config.heldout_fraction, config.heldout_by, tables)
     threads = THREADS * config.num_workers
     files = choose_files(source, config.plates, config.max_shards, num_workers=threads)
-    published = len(source.files), source.of_published()
-    lines = [f"{len(files):,} of the {published[0]:,} files of {config.source} ({published[1]:,} are published)"]
+    there, published = len(source.files), source.of_published()
+    of = f" (which has {there:,} of {published:,})" if there < published else ""
+    lines = [f"{len(files):,} of the {there:,} files of {config.source}{of}"]
     if source.root.startswith("hf://datasets/") and not config.stream:
         source = download(source, files, config.download_dir)
     _refuse_output_above(config.output_dir, source)
@@ -199,6 +201,20 @@ def _check(config: TahoeConfig) -> None:
             raise UserError(f"{flag} {value}: give 1 or more")
     if config.hash_streamed and not config.hashes:
         raise UserError("--hash-streamed and --no-hashes: choose one")
+
+
+def _check_place(config: TahoeConfig, source: TahoeSource) -> None:
+    is_hub = source.root.startswith("hf://datasets/")
+    for flag, given, fits in (
+        ("--stream", config.stream, source.is_remote),
+        ("--hash-streamed", config.hash_streamed, source.is_remote and (config.stream or not is_hub)),
+        ("--download-dir", config.download_dir is not None, is_hub and not config.stream),
+    ):
+        if given and not fits:
+            what = (
+                "a folder here" if not source.is_remote else "streamed" if config.stream or not is_hub else "downloaded"
+            )
+            raise UserError(f"{flag} has no meaning for --source {config.source}, which is {what}: leave it out")
 
 
 def _refuse_output_above(output: Path, source: TahoeSource) -> None:
