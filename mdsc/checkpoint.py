@@ -124,6 +124,11 @@ def load_model(folder: str | Path) -> MdscModel:
                 f"{folder / WEIGHTS} does not fit config.json: {what.replace('_', ' ')} {', '.join(names[:3])}{more}.\n"
                 "Copy the checkpoint again; its files are of different models."
             )
+    for name, values in model.state_dict().items():
+        if not values.isfinite().all():
+            raise UserError(
+                f"{folder / WEIGHTS} is damaged: {name} is not finite throughout.\nCopy the checkpoint again."
+            )
     return model.eval()
 
 

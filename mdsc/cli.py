@@ -29,6 +29,7 @@ COMMANDS = {
     "prepare tahoe": Command("mdsc.prep.tahoe", "make shards of Tahoe-100M's files, read where and as they are"),
     "prepare demo": Command("mdsc.prep.demo", "make shards of 700 real blood cells that come with scanpy"),
     "prepare simulate": Command("mdsc.prep.simulate", "make shards of simulated cells of any number"),
+    "shards-to-h5ad": Command("mdsc.prep.shards_to_h5ad", "take cells out of a folder of shards, as an AnnData file"),
     "validate": Command("mdsc.prep.validate", "say whether an AnnData file is usable, and how to mend it"),
     "train": Command("mdsc.training.command", "train a model on a folder of shards"),
     "sample": Command("mdsc.sampling.command", "fill hidden counts, or generate cells"),

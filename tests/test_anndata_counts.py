@@ -62,6 +62,7 @@ def test_counts_are_read_from_anywhere(tmp_path, stored, place, on_disk):
 def test_chunks_are_rows_in_order(tmp_path, stored, monkeypatch):
     # Several passes of a column-wise file, each cut in the middle of a gene.
     monkeypatch.setattr(anndata_counts, "PASS_ENTRIES", 997)
+    monkeypatch.setattr(anndata_counts, "READ_ENTRIES", 101)
     with open_counts(save(make(stored), tmp_path)) as source:
         blocks = list(source.chunks(50))
     assert [block.shape[0] for block in blocks] == [50, 50, 50, 50, 30]

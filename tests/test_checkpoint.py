@@ -101,6 +101,29 @@ def test_a_truncated_weights_file_is_an_error(copy: Path):
         load_checkpoint(copy)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_an_error(copy: Path, value: float):
+    change_weights(copy, lambda weights: weights["gene_evidence.loadings"][3].fill_(value))
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged: gene_evidence\.loadings"):
+        load_checkpoint(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"num_heads": 0}, id="no-heads"),
+        pytest.param({"dropout": 2}, id="dropout"),
+        pytest.param({"state_dropout": None}, id="no-dropout"),
+        pytest.param({"state_pooling": "posteriop"}, id="pooling"),
+    ],
+)
+def test_values_of_the_config_that_no_model_takes_are_an_error(copy: Path, change: dict):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_checkpoint(copy)
+
+
 def test_an_unknown_key_of_the_config_is_an_error(copy: Path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"hiden_size": 3}))

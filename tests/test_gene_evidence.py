@@ -96,3 +96,14 @@ def test_the_response_is_the_same_function_of_every_gene():
     features = torch.randn(2, NUM_GENES, 6, generator=torch.Generator().manual_seed(0))
     order = torch.randperm(NUM_GENES, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(response(features)[:, order], response(features[:, order]))
+
+
+def test_the_response_is_a_small_network_beside_a_straight_line():
+    """So that what is expected of a gene need not move its logits in proportion."""
+    response = tiny_model().gene_response
+    features = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+    weights = {name: weight.double() for name, weight in response.state_dict().items()}
+    hidden = features.double() @ weights["enter.weight"].T + weights["enter.bias"]
+    bent = hidden / (1 + torch.exp(-hidden)) @ weights["leave.weight"].T + weights["leave.bias"]
+    expected = bent + features.double() @ weights["skip.weight"].T
+    torch.testing.assert_close(response(features).double(), expected, rtol=1e-4, atol=1e-5)

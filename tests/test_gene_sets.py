@@ -37,11 +37,11 @@ def test_leaving_out_late_genes_changes_nothing(monkeypatch):
     """With the bound and without it the same stream gives the same set, on a panel large enough for the bound."""
     weights = gene_weights(np.random.default_rng(0).pareto(1.0, 5000), 0.1)
     bounded, plain = GeneSets(weights, 200), GeneSets(weights, 200)
-    plain._too_late = np.zeros_like(plain._too_late)
-    assert 0 < np.median(bounded._too_late) < 1
+    plain._least_bits = np.zeros_like(plain._least_bits)
+    assert 0 < np.median(bounded._least_bits) < 2**52
     for number in range(50):
         np.testing.assert_array_equal(bounded.draw(key(number)), plain.draw(key(number)))
-    bounded._too_late = np.ones_like(bounded._too_late)  # nobody arrives in time
+    bounded._least_bits = np.full_like(bounded._least_bits, 2**52)  # nobody arrives in time
     np.testing.assert_array_equal(bounded.draw(key(1)), plain.draw(key(1)))
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from shared_data import shared_file
 
@@ -83,9 +85,40 @@ def test_unreadable_files_are_told(vocabulary, tmp_path):
         GeneVocabulary.of(["A", "B", "A", "B", "C"])
 
 
-def test_tahoe_genes_match_real_cells():
-    import pyarrow.parquet as pq
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        pytest.param("token_id", pa.array([3, 4, 6, 5]), id="no-order"),
+        pytest.param("token_id", pa.array([2, 3, 4, 5]), id="special-token"),
+        pytest.param("token_id", pa.array([3, 4, 5, 2**40]), id="giant-token"),
+        pytest.param("token_id", pa.array([None, 4, 5, 6], pa.int64()), id="no-token"),
+        pytest.param("token_id", pa.array(["a", "b", "c", "d"]), id="text-for-tokens"),
+        pytest.param("gene_symbol", pa.array(["A", None, "B", "C"]), id="no-symbol"),
+        pytest.param("gene_symbol", pa.array([1, 2, 3, 4]), id="numbers-for-symbols"),
+        pytest.param("ensembl_id", pa.array([None] * 4, pa.string()), id="no-id"),
+        pytest.param("detection_rate", pa.array([0.1, np.nan, 0.1, 0.1]), id="nan-rate"),
+        pytest.param("detection_rate", pa.array([0.1, None, 0.1, 0.1]), id="no-rate"),
+        pytest.param("mean_count", pa.array([0.1, 0.1, 0.1, -1.0]), id="negative-mean"),
+        pytest.param("mean_log1p", pa.array(["a", "b", "c", "d"]), id="text-for-means"),
+    ],
+)
+def test_a_damaged_column_is_named(vocabulary, tmp_path, column: str, values: pa.Array):
+    vocabulary.save(tmp_path, GeneStatistics(*[np.ones(4)] * 3))
+    table = pq.read_table(tmp_path / "genes.parquet")
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, column, values), tmp_path / "genes.parquet")
+    reader = GeneStatistics if column in GeneStatistics.COLUMNS else GeneVocabulary
+    with pytest.raises(UserError, match=rf"genes\.parquet is damaged: .*{column}"):
+        reader.load(tmp_path)
 
+
+def test_a_vocabulary_without_genes_is_damaged(tmp_path):
+    GeneVocabulary.of([]).save(tmp_path)
+    with pytest.raises(UserError, match="it has no genes"):
+        GeneVocabulary.load(tmp_path)
+
+
+def test_tahoe_genes_match_real_cells():
     table = pq.read_table(shared_file("tahoe100m_metadata/gene_metadata.parquet")).to_pydict()
     tahoe = GeneVocabulary(
         tuple(table["gene_symbol"]), tuple(table["ensembl_id"]), np.array(table["token_id"], dtype=np.int64)

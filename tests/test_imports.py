@@ -19,24 +19,25 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "errors": "",
     "atomic": "",
+    "progress": "",
     "cli": "errors",
     "config": "errors",
     "data": "errors atomic config",
-    "prep": "errors atomic config data",
+    "prep": "errors atomic progress config data",
     "diffusion": "errors config data",
     "model": "errors config data diffusion",
     "checkpoint": "errors atomic config data model",
-    "sampling": "errors atomic config data diffusion model checkpoint",
-    "training": "errors atomic config data diffusion model checkpoint prep",
+    "sampling": "errors atomic progress config data diffusion model checkpoint",
+    "training": "errors atomic progress config data diffusion model checkpoint prep",
     "evaluation": "errors atomic config data diffusion model checkpoint sampling training",
 }
 # Third-party module -> the only ones of mdsc that import it.
 ONLY_IN = {"accelerate": "training", "wandb": "training", "psutil": "training", "scanpy": "prep"}
 # Imported inside the functions that use them: each takes a second or is not always installed.
-LOCAL = {"anndata", "datasets", "diffusers", "h5py", "matplotlib", "pandas", "scanpy", "sklearn", "wandb"}
+LOCAL = {"anndata", "datasets", "diffusers", "h5py", "matplotlib", "numba", "pandas", "scanpy", "sklearn", "wandb"}
 # What a machine that only trains or samples need not have.
 NOT_FOR_THE_MODEL = LOCAL | {"accelerate", "beartype", "psutil", "rich", "tyro"}
-NOT_FOR_TRAINING = {"anndata", "beartype", "datasets", "diffusers", "h5py", "scanpy", "tyro", "wandb"}
+NOT_FOR_TRAINING = {"anndata", "beartype", "datasets", "diffusers", "h5py", "numba", "scanpy", "tyro", "wandb"}
 # Commands read options with tyro and print with rich; AnnData is for files.
 COMMANDS = re.compile(r"\.(command|doctor|progress|anndata_\w+|loaded_model)$")
 
@@ -140,7 +141,7 @@ def distributions(requirements: list[str]) -> set[str]:
 
 def test_what_is_imported_is_what_pyproject_names():
     optional = project()["optional-dependencies"]
-    named = distributions(project()["dependencies"] + optional["demo"] + optional["wandb"])
+    named = distributions(project()["dependencies"] + optional["demo"] + optional["fast"] + optional["wandb"])
     providers = importlib.metadata.packages_distributions()
     imported = {_top(found) for found in imports() if not found.for_types} - sys.stdlib_module_names - {"mdsc", "h5py"}
     used = {module: distributions(providers.get(module, [module])) for module in imported}  # h5py comes with anndata

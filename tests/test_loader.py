@@ -268,7 +268,7 @@ def test_an_error_while_reading_reaches_the_consumer(folder, monkeypatch, prefet
     def fail(*_):
         raise broken
 
-    monkeypatch.setattr(CellLoader, "_batch", fail)
+    monkeypatch.setattr(CellLoader, "_part", fail)
     with pytest.raises(ValueError, match="a broken row group") as caught:
         list(islice(batches, 10))
     assert caught.value is broken

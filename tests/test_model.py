@@ -57,10 +57,11 @@ def test_a_cell_of_padding_alone_spoils_no_gradient():
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
+@pytest.mark.parametrize("left", [9, -1])
 @depths
-def test_counts_that_a_caller_left_at_hidden_positions_are_not_read(num_layers: int):
+def test_counts_that_a_caller_left_at_hidden_positions_are_not_read(num_layers: int, left: int):
     model, cells = tiny_model(num_layers=num_layers), tiny_cells()
-    left_in = torch.where(cells["tokens"] == NUM_TOKENS, 9, cells["counts"])
+    left_in = torch.where(cells["tokens"] == NUM_TOKENS, left, cells["counts"])
     assert not torch.equal(left_in, cells["counts"])
     assert torch.equal(model(**(cells | {"counts": left_in})).logits, model(**cells).logits)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from mdsc.config.schema import DataConfig, ModelConfig
 from mdsc.data.folds import NUM_FOLDS
+from mdsc.data.genes import GeneStatistics
 from mdsc.data.loader import CellLoader
-from mdsc.data.shard_statistics import ShardStatistics, shard_statistics
+from mdsc.data.shard_statistics import CellFactors, ShardStatistics, shard_statistics
 from mdsc.data.shards import ShardFolder
 from mdsc.data.tokenizers import Tokenizer, make_tokenizer
 from mdsc.diffusion.corruption import hide_fraction
@@ -138,6 +139,58 @@ def test_the_factor_model_starts_from_the_cells(simulated: Simulated):
     np.testing.assert_allclose(variance, np.square(factors.gene_sd), atol=0.03)
     np.testing.assert_allclose(state.gene_value.detach(), factors.gene_mean, rtol=1e-5)
     np.testing.assert_allclose(state.mean_count, simulated.folder.statistics.mean_count, rtol=1e-5)
+
+
+def test_the_tables_of_genes_start_along_the_directions_of_the_cells(simulated: Simulated):
+    """Each at the size that its reader expects: factors of unit mean square, read-out and embedding of about a half."""
+    model, loadings = simulated.model(state_size=8, hidden_size=256), simulated.statistics.factors.gene_vectors[:, :8]
+    gene_in, gene_out = (
+        table.weight.detach().numpy() for table in (model.cell_state.gene_in, model.cell_state.gene_out)
+    )
+    np.testing.assert_allclose(np.square(gene_in).mean(axis=0), 1, rtol=1e-4)
+    np.testing.assert_allclose(gene_out, 0.5 * loadings / loadings.std(), rtol=1e-4, atol=1e-5)
+    embedding = model.gene_embedding.weight.detach().numpy()
+    assert np.corrcoef((embedding @ embedding.T).ravel(), (gene_in @ gene_in.T).ravel())[0, 1] > 0.9
+    assert 0.15 < np.square(embedding).mean() < 0.45
+
+
+def narrowed(statistics: ShardStatistics, directions: int) -> ShardStatistics:
+    """As of cells that differ in these directions alone; the variances keep a little that is in none of them."""
+
+    def narrow(factors: CellFactors) -> CellFactors:
+        vectors = factors.gene_vectors * (np.arange(factors.gene_vectors.shape[1]) < directions)
+        return replace(factors, gene_vectors=vectors, gene_sd=np.sqrt(np.square(vectors).sum(axis=1) + 1e-6))
+
+    without_fold = tuple(map(narrow, statistics.without_fold))
+    return replace(statistics, factors=narrow(statistics.factors), without_fold=without_fold)
+
+
+@pytest.mark.parametrize("directions", [0, 3])
+def test_cells_of_few_directions_leave_the_other_factors_unused(simulated: Simulated, directions: int):
+    model = replace(simulated, statistics=narrowed(simulated.statistics, directions)).model(factor_size=8)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    tables = (model.gene_evidence.loadings, *model.gene_evidence.fold_loadings)
+    for table in tables:
+        assert (table[:, directions:] == 0).all()
+        assert (table[:, :directions] != 0).any(dim=0).all()
+    assert model.cell_state.gene_out.weight[:, directions:].std() < 0.1
+    prior = model.cell_state.log_prior
+    assert (prior[directions:] == prior[directions - 1]).all()
+
+
+def test_as_many_factors_as_genes_leave_no_noise_but_the_least(simulated: Simulated):
+    statistics = shard_statistics(
+        simulated.folder, simulated.tokenizer, rank=60, validation_fraction=VALIDATION_FRACTION, cross_fit=False
+    )
+    evidence = replace(simulated, statistics=statistics).model(factor_size=60).gene_evidence
+    np.testing.assert_allclose(evidence.loadings, statistics.factors.gene_vectors, atol=1e-5)
+    np.testing.assert_allclose(evidence.precision, 1 / 0.02, rtol=1e-4)
+
+
+def test_genes_of_one_level_are_all_at_level_0(simulated: Simulated):
+    level = GeneStatistics(*[np.full(60, 0.5)] * 3)
+    model = build_model(ModelConfig(hidden_size=16), simulated.tokenizer, simulated.statistics, level)
+    assert (model.gene_evidence.gene_level.abs() < 1e-6).all()
 
 
 def test_the_evidence_is_probabilistic_pca_of_the_cells(simulated: Simulated):

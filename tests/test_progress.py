@@ -5,6 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
+import mdsc.progress
+from mdsc.progress import CellProgress
 from mdsc.training import progress
 from mdsc.training.progress import RunProgress
 
@@ -42,3 +44,28 @@ def test_a_bar_on_a_terminal():
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_other_processes_are_silent(is_terminal: bool):
     assert shown(is_terminal=is_terminal, show=False) == ""
+
+
+def shown_cells(*, is_terminal: bool, lines: bool = True, show: bool = True) -> str:
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=120)
+    with CellProgress("preparing", 4000, show=show, lines=lines, console=console) as cells:
+        cells.say("going on")
+        for number in (1000, 1500, 2000, 4000):
+            cells.done(number)
+    return console.file.getvalue()
+
+
+def test_speed_and_time_left_are_of_this_call(monkeypatch):
+    clock = iter([0.0, 0.0, 5.0, 10.0, 15.0])
+    monkeypatch.setattr(mdsc.progress.time, "monotonic", lambda: next(clock))
+    # 1,000 cells were done before; of the others 100 are done a second, and a line is due after ten.
+    assert shown_cells(is_terminal=False).splitlines() == [
+        "going on",
+        "preparing 2,000/4,000 cells  100 cells/s  0:00:20 left",
+    ]
+
+
+def test_cells_are_shown_where_they_should_be():
+    assert "4000/4000" in shown_cells(is_terminal=True, lines=False)
+    assert shown_cells(is_terminal=False, lines=False) == ""
+    assert shown_cells(is_terminal=False, show=False) == shown_cells(is_terminal=True, show=False) == ""

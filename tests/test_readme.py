@@ -114,13 +114,14 @@ def help_text() -> str:
             "prepare h5ad",
             "prepare tahoe",
             "prepare demo",
+            "shards-to-h5ad",
         ):
             main([*command.split(), "--help"])
     benchmarks = [
         subprocess.run(
             [sys.executable, ROOT / "benchmarks" / name, "--help"], capture_output=True, text=True, check=True
         ).stdout
-        for name in ("inpaint.py", "ablations.py")
+        for name in ("inpaint.py", "ablations.py", "prepare.py")
     ]
     return text.getvalue() + "".join(benchmarks)
 

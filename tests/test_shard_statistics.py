@@ -89,6 +89,16 @@ def test_equal_for_the_same_seed_only(folder):
     np.testing.assert_allclose(other.gene_vectors[:, 0], first.gene_vectors[:, 0], atol=5e-3)
 
 
+def test_the_largest_entry_of_each_vector_is_positive(folder):
+    """A rule for the signs, which would else hang on the linear algebra library."""
+    vectors = run(folder, rank=20).factors.gene_vectors
+    assert (vectors.max(axis=0) == np.abs(vectors).max(axis=0)).all()
+
+
+def test_a_row_group_is_read_however_few_cells_are_asked_for(folder):
+    assert run(folder, max_cells=1, cross_fit=False).num_cells > 1
+
+
 def test_few_cells_are_taken_evenly(folder, monkeypatch):
     read, files = ShardFolder.read, []
     monkeypatch.setattr(

@@ -1,5 +1,7 @@
 """Counts to tokens and back, for the three tokenizers."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -208,4 +210,27 @@ def test_wrong_names_and_sizes_are_told(tmp_path):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="copy the checkpoint again"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"edges": [0, 2, 1, 3]}, id="no-order"),
+        pytest.param({"edges": [1, 2, 3, 4]}, id="no-zero"),
+        pytest.param({"edges": [0, 1, 2, 2.5]}, id="broken-edge"),
+        pytest.param({"edges": [0, 1, 2, 10**30]}, id="giant-edge"),
+        pytest.param({"edges": []}, id="no-edges"),
+        pytest.param({"token_values": [0, 1, 2]}, id="a-value-less"),
+        pytest.param({"token_values": [0, 1, 2, float("nan")]}, id="nan"),
+        pytest.param({"token_values": [0, 1, 2, float("inf")]}, id="infinite"),
+        pytest.param({"token_values": "0123"}, id="text"),
+        pytest.param({"token_values": [0, 1, 2, None]}, id="null"),
+    ],
+)
+def test_a_damaged_tokenizer_is_told(tmp_path, change):
+    make_tokenizer("rank", 4).save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer of mdsc"):
         load_tokenizer(tmp_path)

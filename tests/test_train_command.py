@@ -2,17 +2,22 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import flags, tiny_config, tiny_shards
+import scipy.sparse as sp
+from simulated_shards import simulated_counts, write_shards
+from tiny_run import NUM_GENES, flags, tiny_config, tiny_shards
 
 import mdsc
 from mdsc.checkpoint import load_checkpoint
 from mdsc.cli import main
 from mdsc.config.schema import DataConfig, TrainConfig
+from mdsc.data.folds import NUM_FOLDS
+from mdsc.data.validation_split import split_rows
 from mdsc.errors import UserError
 from mdsc.training.command import _prepare_embedded_cells, defaults_taken
 from mdsc.training.cpu_processes import asked_for
@@ -50,6 +55,37 @@ def test_a_run_leaves_checkpoint_metrics_and_picture(folder: Path, capsys):
     assert "step 4/4" in said
 
 
+def test_validation_cells_leave_no_trace_in_a_checkpoint(tmp_path: Path):
+    """Other counts in these cells, and all else the same: neither weights nor tokenizer change by a bit."""
+    counts, found = simulated_counts(240, NUM_GENES, mean=2.0).toarray(), []
+    for name in ("clean", "spoiled"):
+        (tmp_path / name).mkdir()
+        folder = write_shards(tmp_path / name / "shards", sp.csr_matrix(counts))
+        shutil.copy(tmp_path / "clean" / "shards" / "genes.parquet", tmp_path)
+        shutil.copy(tmp_path / "genes.parquet", folder.path)  # its statistics are those of the whole split "train"
+        config = tiny_config(tmp_path / name, max_steps=2)
+        assert main(["train", *flags(config)]) == 0
+        files = (Path(config.output_dir) / file for file in ("model.safetensors", "tokenizer.json"))
+        found.append([file.read_bytes() for file in files])
+        validation = split_rows(folder.row_groups("train")[0], config.data.validation_fraction)[1]
+        counts[validation] = 3 * counts[validation][:, ::-1] + 1
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("cross_fit", [True, False])
+def test_cells_are_read_without_their_folds_where_a_run_asks_for_it(folder: Path, monkeypatch, cross_fit: bool):
+    models = []
+
+    def stop(config, accelerator, model, *_, **__):
+        models.append(model)
+        raise UserError("stop")
+
+    monkeypatch.setattr("mdsc.training.command.Trainer", stop)
+    flag = "--model.cross-fit" if cross_fit else "--model.no-cross-fit"
+    assert main(["train", *flags(tiny_config(folder)), flag]) == 2
+    assert len(models[0].gene_evidence.fold_loadings) == (NUM_FOLDS if cross_fit else 0)
+
+
 def test_defaults_that_were_taken_are_said():
     assert len(list(defaults_taken(TrainConfig(), []))) == 3
     config = TrainConfig(data=DataConfig(dir="x"), output_dir="y")
@@ -82,6 +118,11 @@ def test_embedded_cells_are_prepared_where_they_are_missing(tmp_path: Path, monk
         pytest.param(["--train.global-batch-size", "6"], "--data.num-lanes", id="lanes"),
         pytest.param(["--train.batch-size", "5"], "--train.batch-size 5", id="accumulation"),
         pytest.param(["--train.log-every", "0"], "--train.log-every is 0; give 1 or more", id="never"),
+        pytest.param(["--model.state-dropout", "1.5"], "--model.state-dropout is 1.5", id="state-dropout"),
+        pytest.param(["--model.factor-size", "-1"], "--model.factor-size is -1", id="factors"),
+        pytest.param(["--model.mlp-ratio", "0"], "--model.mlp-ratio is 0", id="mlp"),
+        pytest.param(["--train.gene-weight-decay", "-1"], "--train.gene-weight-decay is -1", id="decay"),
+        pytest.param(["--train.pathway-learning-rate", "0"], "--train.pathway-learning-rate is 0", id="pathway-rate"),
         pytest.param(["--train.learning-rate", "-1"], "--train.learning-rate is -1.0", id="negative"),
         pytest.param(["--validation.mask-ratios", "0.5", "1.5"], "--validation.mask-ratios is 1.5", id="ratio"),
         pytest.param(["--validation.mask-ratios"], "--validation.mask-ratios is empty", id="no-ratio"),

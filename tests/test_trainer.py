@@ -160,8 +160,9 @@ def test_validation_does_not_depend_on_its_batch_size(folder: Path):
         assert one[ratio].nll == pytest.approx(other[ratio].nll, rel=1e-6)
 
 
-def test_a_training_cell_is_read_without_its_fold_and_a_validation_cell_with_all(folder: Path):
-    trainer, loader = tiny_trainer(tiny_config(folder))
+@pytest.mark.parametrize("pathway_steps", [0, 2])
+def test_a_training_cell_is_read_without_its_fold_and_a_validation_cell_with_all(folder: Path, pathway_steps: int):
+    trainer, loader = tiny_trainer(tiny_config(folder, pathway_steps=pathway_steps))
     batch, told = next(loader.iterate()), []
     assert len(trainer.model.gene_evidence.fold_loadings) == NUM_FOLDS
     for model in (trainer.model, trainer.ema.model):

@@ -31,8 +31,10 @@ class DataConfig:
     the folder of shards. Runs may share it."""
     cache_bytes: int = 20_000_000_000
     """Most bytes in it; the least recently used row groups go first. 0 keeps none."""
+    workers: int = 0
+    """Processes that read and tokenise, per training process, each for some of its lanes; 0 leaves that to a thread."""
     prefetch: int = 2
-    """Global steps that are read ahead by a background thread."""
+    """Global steps that are read ahead, by a background thread or by the workers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 A file is read a chunk at a time at constant memory. A CSC file is read in as many passes as its entries need.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ CHUNK_ROWS = 1000
 # Stored entries looked at before all are read, and held at once of a CSC file.
 SAMPLE_ENTRIES = 1_000_000
 PASS_ENTRIES = 30_000_000
+READ_ENTRIES = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,10 @@ class CountSource:
     """Where the counts are: "X", "raw" or the name of a layer."""
     matrix: Any
     obs: "pd.DataFrame"
+    """The columns that were asked for."""
     var: "pd.DataFrame"
+    obs_columns: tuple[str, ...]
+    """Names of all columns that the file has."""
     elsewhere: str
     """What to tell a user if these are no counts."""
 
@@ -56,7 +60,7 @@ class CountSource:
             try:
                 block = next(blocks, None)
             except OSError as error:
-                raise UserError(f"{self.name} is damaged ({str(error).splitlines()[0]}): copy it again") from error
+                raise _damaged(self.name, error) from error
             if block is None:
                 return
             if fault := _fault(block.data):
@@ -81,15 +85,23 @@ def read_counts(source: "AnnData | str | Path", layer: str | None = None, name: 
 
 @contextmanager
 def open_counts(
-    source: "AnnData | str | Path", layer: str | None = None, name: str = "the AnnData"
+    source: "AnnData | str | Path",
+    layer: str | None = None,
+    name: str = "the AnnData",
+    *,
+    obs_columns: Sequence[str] | None = None,
+    unique_genes: bool = True,
 ) -> Iterator[CountSource]:
     """Open the counts in X, or in `layer`: the name of a layer, or "raw" for adata.raw.
+
+    Of obs, `obs_columns` are read (those that the file lacks are left out; None: all). Two genes of one name are an
+    error unless the caller takes care of them (`unique_genes=False`).
 
     A `UserError` names the file if it cannot be read, has no cells, two genes of one name, no such layer, or values
     there that are no counts; in that case it tells where counts are.
     """
     with ExitStack() as stack:
-        name, matrices, obs, vars_ = stack.enter_context(_opened(source, name))
+        name, matrices, obs, vars_, all_columns = stack.enter_context(_opened(source, name, obs_columns))
         location = layer or "X"
         if location not in matrices:
             raise UserError(
@@ -98,9 +110,10 @@ def open_counts(
         var, matrix = vars_[location], matrices[location]
         if 0 in (len(obs), len(var)):
             raise UserError(f"{name} has no cells or no genes ({len(obs)} cells x {len(var)} genes)")
-        refuse_duplicates(var.index.astype(str).tolist(), name)
-        faults = {place: _fault(_sample(values)) for place, values in matrices.items()}
-        opened = CountSource(name, location, matrix, obs, var, _where_counts_are(faults))
+        if unique_genes:
+            refuse_duplicates(var.index.astype(str).tolist(), name)
+        faults = _faults(matrices, name)
+        opened = CountSource(name, location, matrix, obs, var, all_columns, _where_counts_are(faults))
         if fault := faults[location]:
             raise opened.no_counts(fault)
         yield opened
@@ -108,17 +121,30 @@ def open_counts(
 
 def find_counts(source: "AnnData | str | Path") -> dict[str, str]:
     """For X, raw and every layer: "" if its first entries are counts, else what they are instead."""
-    with _opened(source, "the AnnData") as (_, matrices, _, _):
+    with _opened(source, "the AnnData", ()) as (name, matrices, *_):
+        return _faults(matrices, name)
+
+
+def _faults(matrices: dict, name: str) -> dict[str, str]:
+    try:
         return {place: _fault(_sample(values)) for place, values in matrices.items()}
+    except OSError as error:
+        raise _damaged(name, error) from error
+
+
+def _damaged(name: str, error: OSError) -> UserError:
+    return UserError(f"{name} is damaged ({str(error).splitlines()[0]}): copy it again")
 
 
 @contextmanager
-def _opened(source: "AnnData | str | Path", name: str) -> Iterator[tuple[str, dict, "pd.DataFrame", dict]]:
-    """Name, matrices by location, obs, and var by location."""
+def _opened(
+    source: "AnnData | str | Path", name: str, columns: Sequence[str] | None
+) -> Iterator[tuple[str, dict, "pd.DataFrame", dict, tuple[str, ...]]]:
+    """Name, matrices by location, obs with these columns, var by location, and the names of all columns of obs."""
     import anndata
 
     if isinstance(source, anndata.AnnData):
-        yield name, *_of_memory(source.to_memory() if source.isbacked else source)
+        yield name, *_of_memory(source.to_memory() if source.isbacked else source, columns)
         return
     import h5py
 
@@ -129,31 +155,38 @@ def _opened(source: "AnnData | str | Path", name: str) -> Iterator[tuple[str, di
         try:
             file = stack.enter_context(h5py.File(path, "r"))
             is_old = "encoding-type" not in file.attrs  # written by an anndata of before 2021
-            contents = _of_memory(anndata.read_h5ad(path)) if is_old else _of_file(file)
+            contents = _of_memory(anndata.read_h5ad(path), columns) if is_old else _of_file(file, columns)
         except (OSError, KeyError, ValueError) as error:
             raise UserError(f"{path} is no h5ad file, or damaged ({str(error).splitlines()[0]})") from error
         yield str(path), *contents
 
 
-def _of_file(file) -> tuple[dict, "pd.DataFrame", dict]:
+def _of_file(file, columns: Sequence[str] | None) -> tuple[dict, "pd.DataFrame", dict, tuple[str, ...]]:
+    import pandas as pd
     from anndata.io import read_elem
 
-    obs, var = read_elem(file["obs"]), read_elem(file["var"])
+    stored, var = file["obs"], read_elem(file["var"])
+    all_columns, key = tuple(map(str, stored.attrs["column-order"])), stored.attrs["_index"]
+    wanted = all_columns if columns is None else [name for name in columns if name in all_columns]
+    index = pd.Index(read_elem(stored[key]), name=None if key == "_index" else key)
+    obs = pd.DataFrame({name: read_elem(stored[name]) for name in wanted}, index=index)
     matrices = {"X": file["X"]} if "X" in file else {}
     vars_ = dict.fromkeys(["X", *file.get("layers", ())], var)
     matrices |= dict(file.get("layers", {}))
     if "raw" in file:
         matrices["raw"], vars_["raw"] = file["raw/X"], read_elem(file["raw/var"])
-    return matrices, obs, vars_
+    return matrices, obs, vars_, all_columns
 
 
-def _of_memory(adata: "AnnData") -> tuple[dict, "pd.DataFrame", dict]:
+def _of_memory(adata: "AnnData", columns: Sequence[str] | None) -> tuple[dict, "pd.DataFrame", dict, tuple[str, ...]]:
     matrices = {} if adata.X is None else {"X": adata.X}
     matrices |= dict(adata.layers)
     vars_ = dict.fromkeys(matrices, adata.var)
     if adata.raw is not None:
         matrices["raw"], vars_["raw"] = adata.raw.X, adata.raw.var
-    return matrices, adata.obs, vars_
+    all_columns = tuple(map(str, adata.obs.columns))
+    obs = adata.obs if columns is None else adata.obs[[name for name in columns if name in all_columns]]
+    return matrices, obs, vars_, all_columns
 
 
 def _described(location: str) -> str:
@@ -244,14 +277,16 @@ def _csc_file_blocks(group, rows: int) -> Iterator["sp.csr_matrix"]:
     for first in range(0, num_rows, pass_rows):
         last = min(first + pass_rows, num_rows)
         parts = []
-        for start in range(0, int(indptr[-1]), PASS_ENTRIES):
-            stop = min(start + PASS_ENTRIES, int(indptr[-1]))
+        for start in range(0, int(indptr[-1]), READ_ENTRIES):
+            stop = min(start + READ_ENTRIES, int(indptr[-1]))
             row = group["indices"][start:stop]
             keep = np.flatnonzero((row >= first) & (row < last))
-            column = np.searchsorted(indptr, start + keep, side="right") - 1
+            column = (np.searchsorted(indptr, start + keep, side="right") - 1).astype(row.dtype)
             parts.append((group["data"][start:stop][keep], row[keep] - first, column))
         data, row, column = (np.concatenate(pieces) for pieces in zip(*parts, strict=True)) if parts else ([], [], [])
+        del parts
         block = sp.csr_matrix((data, (row, column)), (last - first, num_columns))
+        del data, row, column
         for start in range(0, last - first, rows):
             yield block[start : start + rows]
 

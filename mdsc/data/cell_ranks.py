@@ -7,8 +7,10 @@ table of cells x counts is filled and summed along the counts, which is an order
 
 import numpy as np
 import torch
-from jaxtyping import Int, Integer
+from jaxtyping import Int, Int16, Integer
 from torch import Tensor
+
+from mdsc.data.compiled import compiled
 
 # A table of largest count + 1 entries is affordable up to here; beyond it (never seen in single cells) we sort.
 LARGEST_IN_TABLE = 1 << 22
@@ -22,6 +24,22 @@ def csr_dense_ranks(
     present = np.zeros(shape, dtype=bool)
     present.ravel()[place] = True
     return np.cumsum(present, axis=1, dtype=np.int32).ravel()[place]
+
+
+def csr_dense_rank_tokens(
+    counts: Integer[np.ndarray, " nnz"],
+    indptr: Integer[np.ndarray, " cells_plus_one"],
+    token_of_rank: Int16[np.ndarray, " ranks"],
+) -> Int16[np.ndarray, " nnz"]:
+    """`token_of_rank` at the dense rank of each count; its last token stands for all higher ranks, too."""
+    top, largest = len(token_of_rank) - 1, int(counts.max(initial=0))
+    loop = compiled(_rank_tokens_loop)
+    if loop is None or largest > LARGEST_IN_TABLE:
+        return token_of_rank[np.minimum(csr_dense_ranks(counts, indptr), top)]
+    assert counts.min(initial=1) > 0, "only nonzero counts are stored"
+    tokens = np.empty(len(counts), dtype=np.int16)
+    loop(counts, indptr, token_of_rank, np.full(largest + 1, -1, dtype=np.int16), tokens)
+    return tokens
 
 
 def csr_counts_below(
@@ -49,6 +67,26 @@ def counts_below(counts: Int[Tensor, "batch genes"]) -> Int[Tensor, "batch genes
     histogram.scatter_add_(1, value, torch.ones_like(value))
     histogram[:, 0] = 0
     return (histogram.cumsum(dim=1) - histogram).gather(1, value)
+
+
+def _rank_tokens_loop(counts, indptr, token_of_rank, token_of_count, tokens):
+    """Fill `tokens`; `token_of_count`, a table of -1 up to the largest count, is used for one cell after the other."""
+    top = len(token_of_rank) - 1
+    for cell in range(len(indptr) - 1):
+        start, end = indptr[cell], indptr[cell + 1]
+        largest = 0
+        for entry in range(start, end):
+            count = counts[entry]
+            token_of_count[count] = 0
+            largest = max(largest, count)
+        rank = 0
+        for count in range(largest + 1):
+            if token_of_count[count] == 0:
+                rank += 1
+                token_of_count[count] = token_of_rank[min(rank, top)]
+        for entry in range(start, end):
+            tokens[entry] = token_of_count[counts[entry]]
+        token_of_count[: largest + 1] = -1
 
 
 def _places(

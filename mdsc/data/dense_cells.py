@@ -1,64 +1,130 @@
-"""Chosen genes of some cells as dense arrays: what a batch is before it becomes tensors."""
+"""Chosen genes of some cells as dense arrays: a batch before it becomes tensors, small enough to be sent around."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, Integer
 
 from mdsc.data.batch import CellBatch
-from mdsc.data.token_groups import TokenCell
+from mdsc.data.compiled import compiled
+from mdsc.data.token_groups import CellEntries, TokenGroup
 
 
+@dataclass(frozen=True)
 class DenseCells:
-    """Arrays (cells, genes) that are filled a group of cells at a time. What is not filled stays a pad."""
+    """Cells of some lanes, the same number of each; in narrow integers, some 3 bytes a gene. What is not filled is pad.
 
-    def __init__(self, num_cells: int, num_genes: int, *, vocabulary_size: int, pad_token: int):
-        self._vocabulary_size = vocabulary_size
-        shape = (num_cells, num_genes)
-        self._gene_ids = np.zeros(shape, dtype=np.int64)
-        self._counts = np.zeros(shape, dtype=np.int32)
-        self._tokens = np.full(shape, pad_token, dtype=np.int64)
-        self._is_pad = np.ones(shape, dtype=bool)
+    Cells that share a gene set hold it once: `gene_ids` then has a 1 in the place of `cells`.
+    """
 
-    def fill_gene_set(self, first: int, cells: Sequence[TokenCell], gene_set: Int64[np.ndarray, " genes"]) -> None:
-        """Rows `first`, `first` + 1, ...: the same genes of every cell, zeros included."""
-        rows = slice(first, first + len(cells))
-        width = self._tokens.shape[1]
-        self._gene_ids[rows] = gene_set
-        self._tokens[rows] = 0
-        self._is_pad[rows] = False
+    gene_ids: Integer[np.ndarray, "lanes _ genes"]
+    counts: Integer[np.ndarray, "lanes cells genes"]
+    tokens: Integer[np.ndarray, "lanes cells genes"]
+    num_real: Int64[np.ndarray, "lanes cells"]
+    """The genes of a cell before its pads."""
+    cell_index: Int64[np.ndarray, "lanes cells"]
+    fold: Integer[np.ndarray, "lanes cells"]
+    categories: Mapping[str, Integer[np.ndarray, "lanes cells"]]
 
-        column_of = np.full(self._vocabulary_size, -1, dtype=np.int32)
-        column_of[gene_set] = np.arange(len(gene_set))
-        genes = np.concatenate([cell.gene_index for cell in cells])
-        column = column_of.take(genes, mode="clip")  # ids are valid; "clip" saves the check of each
-        drawn = np.flatnonzero(column >= 0)
-        start = np.arange(first, first + len(cells)) * width
-        place = np.repeat(start, [len(cell.gene_index) for cell in cells])[drawn] + column[drawn]
-        self._counts.ravel()[place] = np.concatenate([cell.counts for cell in cells])[drawn]
-        self._tokens.ravel()[place] = np.concatenate([cell.tokens for cell in cells])[drawn]
-
-    def fill_entries(self, row: int, cell: TokenCell, entries: Int64[np.ndarray, " entries"]) -> None:
-        """One row: some of the cell's nonzero entries, pads behind them."""
-        part = (row, slice(0, len(entries)))
-        self._gene_ids[part] = cell.gene_index[entries]
-        self._counts[part] = cell.counts[entries]
-        self._tokens[part] = cell.tokens[entries]
-        self._is_pad[part] = False
-
-    def batch(
-        self,
-        cell_index: Int64[np.ndarray, " cells"],
-        fold: Int64[np.ndarray, " cells"],
-        categories: Mapping[str, Int64[np.ndarray, " cells"]],
-    ) -> CellBatch:
-        return CellBatch(
-            gene_ids=torch.from_numpy(self._gene_ids),
-            counts=torch.from_numpy(self._counts),
-            tokens=torch.from_numpy(self._tokens),
-            is_pad=torch.from_numpy(self._is_pad),
-            cell_index=torch.from_numpy(cell_index),
-            fold=torch.from_numpy(fold),
-            categories={name: torch.from_numpy(level) for name, level in categories.items()},
+    @classmethod
+    def empty(
+        cls,
+        shape: tuple[int, int, int],
+        *,
+        shared_genes: bool,
+        count_type: np.dtype,
+        pad_token: int,
+        columns: Sequence[str],
+    ) -> "DenseCells":
+        """(lanes, cells, genes); counts up to what `count_type` holds."""
+        lanes, cells, genes = shape
+        return cls(
+            gene_ids=np.zeros((lanes, 1 if shared_genes else cells, genes), dtype=np.int32),
+            counts=np.zeros(shape, dtype=count_type),
+            tokens=np.full(shape, pad_token, dtype=np.min_scalar_type(pad_token)),
+            num_real=np.zeros((lanes, cells), dtype=np.int64),
+            cell_index=np.zeros((lanes, cells), dtype=np.int64),
+            fold=np.zeros((lanes, cells), dtype=np.int8),
+            categories={name: np.zeros((lanes, cells), dtype=np.int32) for name in columns},
         )
+
+    def fill_gene_set(
+        self, lane: int, cells: CellEntries, gene_set: Int64[np.ndarray, " genes"], vocabulary_size: int
+    ) -> None:
+        """The same genes of every cell of a lane, zeros included."""
+        self.gene_ids[lane] = gene_set
+        self.num_real[lane] = len(gene_set)
+        self.tokens[lane] = 0
+        column_of = np.full(vocabulary_size, -1, dtype=np.int32)
+        column_of[gene_set] = np.arange(len(gene_set), dtype=np.int32)
+        fill = compiled(_fill_loop) or _fill
+        fill(cells.gene_index, cells.counts, cells.tokens, cells.indptr, column_of, self.counts[lane],
+             self.tokens[lane])  # fmt: skip
+
+    def fill_entries(self, lane: int, place: int, cells: CellEntries, entries: Int64[np.ndarray, " entries"]) -> None:
+        """One cell: some of its nonzero entries, given by their places in `cells`; pads behind them."""
+        part = (lane, place, slice(0, len(entries)))
+        self.gene_ids[part] = cells.gene_index[entries]
+        self.counts[part] = cells.counts[entries]
+        self.tokens[part] = cells.tokens[entries]
+        self.num_real[lane, place] = len(entries)
+
+    def tell(
+        self, lane: int, cell_index: Int64[np.ndarray, " cells"], groups: Sequence[TokenGroup], rows: Sequence[int]
+    ) -> None:
+        """Which cells a lane has: places in the global batch, and by row groups and rows their folds and levels."""
+        cells = list(zip(groups, rows, strict=True))
+        self.cell_index[lane] = cell_index
+        self.fold[lane] = [group.fold[row] for group, row in cells]
+        for name, level in self.categories.items():
+            level[lane] = [group.categories[name][row] for group, row in cells]
+
+
+def joined(parts: Sequence[DenseCells]) -> CellBatch:
+    """The batch whose lane i is lane i // W of part i % W, of W parts."""
+    size, width = parts[0].tokens.shape[1:]
+    num_lanes = sum(len(part.tokens) for part in parts)
+
+    def dealt(values: Sequence[np.ndarray], kind: type, shape: tuple[int, ...]) -> torch.Tensor:
+        whole = np.empty((num_lanes, *shape), dtype=kind)
+        for number, value in enumerate(values):
+            whole[number :: len(parts)] = value
+        return torch.from_numpy(whole.reshape(-1, *shape[1:]))
+
+    num_real = dealt([part.num_real for part in parts], np.int64, (size,))
+    is_full = bool((num_real == width).all())
+    return CellBatch(
+        gene_ids=dealt([part.gene_ids for part in parts], np.int64, (size, width)),
+        counts=dealt([part.counts for part in parts], np.int32, (size, width)),
+        tokens=dealt([part.tokens for part in parts], np.int64, (size, width)),
+        is_pad=torch.zeros(len(num_real), width, dtype=torch.bool)
+        if is_full
+        else torch.arange(width) >= num_real[:, None],
+        cell_index=dealt([part.cell_index for part in parts], np.int64, (size,)),
+        fold=dealt([part.fold for part in parts], np.int64, (size,)),
+        categories={
+            name: dealt([part.categories[name] for part in parts], np.int64, (size,)) for name in parts[0].categories
+        },
+    )
+
+
+def _fill(genes, counts, tokens, indptr, column_of, dense_counts, dense_tokens) -> None:
+    """Put the entries of genes that have a column into the two tables (cells, genes)."""
+    column = column_of.take(genes, mode="clip")  # ids are valid; "clip" saves the check of each
+    drawn = np.flatnonzero(column >= 0)
+    start = np.arange(len(dense_counts)) * dense_counts.shape[1]
+    place = np.repeat(start, np.diff(indptr))[drawn] + column[drawn]
+    dense_counts.reshape(-1)[place] = counts[drawn]
+    dense_tokens.reshape(-1)[place] = tokens[drawn]
+
+
+def _fill_loop(genes, counts, tokens, indptr, column_of, dense_counts, dense_tokens):
+    """`_fill`, to be compiled."""
+    for cell in range(len(indptr) - 1):
+        for entry in range(indptr[cell], indptr[cell + 1]):
+            column = column_of[genes[entry]]
+            if column >= 0:
+                dense_counts[cell, column] = counts[entry]
+                dense_tokens[cell, column] = tokens[entry]

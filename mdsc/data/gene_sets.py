@@ -7,14 +7,14 @@ is kept for comparison; it never shows a zero.
 
 Drawing without replacement with weights w is a race: gene g arrives at an exponential time with rate w_g, and the first
 `num_genes` to arrive are the set (Efraimidis & Spirakis 2006, "Weighted random sampling with a reservoir"). With 62,000
-genes most of the work would be to rank the ones that come much too late; they are left out by comparing their uniform
-with a bound computed once.
+genes most of the work would be to rank the ones that come much too late; they are left out by comparing their random
+bits with a bound computed once.
 """
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from mdsc.data.keyed_streams import permutation, uniforms
+from mdsc.data.keyed_streams import least_bits, permutation, raw_bits, uniforms_of
 
 
 def gene_weights(detection_rate: Float64[np.ndarray, " genes"], uniform_share: float) -> Float64[np.ndarray, " genes"]:
@@ -39,18 +39,18 @@ class GeneSets:
         self.weights = weights
         self.num_genes = min(num_genes, int(np.count_nonzero(weights)))
         # P(gene has arrived by the deadline) = 1 - exp(-w * deadline).
-        self._too_late = np.exp(-weights * _deadline(weights, self.num_genes))
+        self._least_bits = least_bits(np.exp(-weights * _deadline(weights, self.num_genes)))
 
     def draw(self, source: np.random.Philox) -> Int64[np.ndarray, " drawn"]:
         """One set, ids ascending."""
         if self.num_genes == np.count_nonzero(self.weights):
             return np.flatnonzero(self.weights)
         # The arrival time is -log(u) / w: before the deadline where u > exp(-w * deadline).
-        u = uniforms(source, len(self.weights))
-        arrived = np.flatnonzero(u > self._too_late)
+        bits = raw_bits(source, len(self.weights))
+        arrived = np.flatnonzero(bits >= self._least_bits)
         if len(arrived) < self.num_genes:  # some eight standard deviations away; still exact
             arrived = np.flatnonzero(self.weights)
-        arrival = -np.log(u[arrived]) / self.weights[arrived]
+        arrival = -np.log(uniforms_of(bits[arrived])) / self.weights[arrived]
         return np.sort(arrived[np.argpartition(arrival, self.num_genes - 1)[: self.num_genes]])
 
 

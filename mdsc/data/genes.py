@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 FILE_NAME = "genes.parquet"
 # Token ids 0, 1 and 2 are Tahoe's pad, CLS and end: genes start at 3.
 FIRST_TOKEN_ID = 3
+TOO_LARGE_TOKEN_ID = 2**24  # of a damaged file: there is a table of as many entries
+REPAIR = "copy the folder again, or make it again"
 ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{6,})(\.\d+)?")
 ENSEMBL_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "ensembl", "ensembl_ids", "feature_id")
 SYMBOL_COLUMNS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol")
@@ -132,8 +134,15 @@ class GeneVocabulary:
 
     @classmethod
     def load(cls, folder: str | Path) -> "GeneVocabulary":
-        table = _read(Path(folder) / FILE_NAME, ["token_id", "gene_symbol", "ensembl_id"])
-        token_ids = table["token_id"].to_numpy().astype(np.int64)
+        """Of a checkpoint or a folder of shards, or a genes.parquet of any name; UserError where it is damaged."""
+        path = Path(folder)
+        path = path if path.is_file() else path / FILE_NAME
+        table = _read(path, {"token_id": pa.int64(), "gene_symbol": pa.string(), "ensembl_id": pa.string()})
+        token_ids = table["token_id"].to_numpy()
+        if len(token_ids) == 0:
+            raise UserError(f"{path} is damaged: it has no genes; {REPAIR}")
+        if token_ids[0] < FIRST_TOKEN_ID or token_ids[-1] >= TOO_LARGE_TOKEN_ID or (np.diff(token_ids) <= 0).any():
+            raise UserError(f"{path} is damaged: token_id does not ascend from {FIRST_TOKEN_ID}; {REPAIR}")
         return cls(tuple(table["gene_symbol"].to_pylist()), tuple(table["ensembl_id"].to_pylist()), token_ids)
 
 
@@ -151,8 +160,14 @@ class GeneStatistics:
 
     @classmethod
     def load(cls, folder: str | Path) -> "GeneStatistics":
-        table = _read(Path(folder) / FILE_NAME, list(cls.COLUMNS))
-        return cls(*(table[name].to_numpy() for name in cls.COLUMNS))
+        """Read what `GeneVocabulary.save` has written; UserError where it is missing or damaged."""
+        path = Path(folder) / FILE_NAME
+        table = _read(path, dict.fromkeys(cls.COLUMNS, pa.float64()))
+        columns = [table[name].to_numpy() for name in cls.COLUMNS]
+        for name, column in zip(cls.COLUMNS, columns, strict=True):
+            if not (np.isfinite(column).all() and column.min(initial=0) >= 0):
+                raise UserError(f"{path} is damaged: {name} has values that are negative or no numbers; {REPAIR}")
+        return cls(*columns)
 
 
 def without_version(name: str) -> str:
@@ -198,10 +213,15 @@ def refuse_duplicates(names: Sequence[str], source: str) -> None:
         )
 
 
-def _read(path: Path, columns: list[str]) -> pa.Table:
+def _read(path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
+    """These columns, of these types and without gaps."""
     if not path.is_file():
-        raise UserError(f"{path} is missing: copy the folder again, or make it again")
+        raise UserError(f"{path} is missing: {REPAIR}")
     try:
-        return pq.read_table(path, columns=columns)
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); copy or make it again") from error
+        table = pq.read_table(path, columns=list(columns))
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); {REPAIR}") from error
+    for name, kind in columns.items():
+        if table[name].type != kind or table[name].null_count:
+            raise UserError(f"{path} is damaged: {name} is not {kind} throughout; {REPAIR}")
+    return table

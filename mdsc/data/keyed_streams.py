@@ -10,7 +10,7 @@ Only raw 64-bit output is used: numpy keeps it for good, while the methods of it
 from enum import IntEnum
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, UInt64
 
 _WORD = (1 << 64) - 1
 
@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     EXPRESSED_GENES = 7
     SKETCH = 8
     FOLD = 9
+    SUBSET = 10
 
 
 def stream(purpose: Purpose, seed: int, *address: int) -> np.random.Philox:
@@ -38,8 +39,25 @@ def stream(purpose: Purpose, seed: int, *address: int) -> np.random.Philox:
 
 def uniforms(source: np.random.Philox, size: int) -> Float64[np.ndarray, " size"]:
     """The next `size` uniform numbers of a stream, in the open interval (0, 1)."""
+    return uniforms_of(raw_bits(source, size))
+
+
+def raw_bits(source: np.random.Philox, size: int) -> UInt64[np.ndarray, " size"]:
+    """The upper 52 bits of the next `size` words."""
+    return source.random_raw(size) >> np.uint64(12)
+
+
+def uniforms_of(bits: UInt64[np.ndarray, " size"]) -> Float64[np.ndarray, " size"]:
+    """What `uniforms` makes of `raw_bits`."""
     # 52 bits and a half: with one bit more the largest would round to 1.
-    return ((source.random_raw(size) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return (bits.astype(np.float64) + 0.5) * 2.0**-52
+
+
+def least_bits(lower: Float64[np.ndarray, " size"]) -> UInt64[np.ndarray, " size"]:
+    """The least bits of which `uniforms_of` makes a number above `lower` (in [0, 1]): whole numbers compare faster."""
+    scaled = lower * 2.0**52
+    whole = np.floor(scaled)
+    return (whole + (scaled - whole >= 0.5)).astype(np.uint64)
 
 
 def permutation(source: np.random.Philox, size: int) -> Int64[np.ndarray, " size"]:

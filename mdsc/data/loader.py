@@ -1,22 +1,23 @@
 """CellLoader: global step -> this rank's batch of cells, a pure function of (manifest, seed, step)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import count
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Int64
 
 from mdsc.config.schema import DataConfig
 from mdsc.data.batch import CellBatch
-from mdsc.data.dense_cells import DenseCells
-from mdsc.data.folds import NO_FOLD, folds_of_rows
+from mdsc.data.dense_cells import DenseCells, joined
+from mdsc.data.folds import NO_FOLD
 from mdsc.data.gene_sets import GeneSets, draw_expressed, gene_weights
 from mdsc.data.keyed_streams import Purpose, stream
-from mdsc.data.plan import CellAddresses, EpochPlan, LanePlan
+from mdsc.data.loader_workers import parts_of_workers
+from mdsc.data.plan import EpochPlan, LanePlan
 from mdsc.data.prefetch import prefetched
 from mdsc.data.shards import ShardFolder
-from mdsc.data.token_groups import TokenGroup, TokenGroups, tokenise
+from mdsc.data.token_groups import TokenGroup, TokenGroups, entries_of
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.data.validation_split import some_validation_rows
 from mdsc.errors import UserError
@@ -25,11 +26,13 @@ from mdsc.errors import UserError
 class CellLoader:
     """Batches of training cells, and validation cells.
 
-    Neither the number of processes nor `prefetch` changes a single token: the plan fixes the cells of a step, and the
-    genes that are drawn depend on (seed, epoch, step, lane) alone, or in the expressed-only draw on the cell.
+    Neither the number of processes nor `workers` or `prefetch` changes a single token: the plan fixes the cells of a
+    step, and the genes that are drawn depend on (seed, epoch, step, lane) alone, or in the expressed-only draw on the
+    cell.
 
-    In memory are at most (lanes of this rank + 1) * window row groups, at about 5 bytes per nonzero count: with 8
-    lanes, a window of 16 and row groups of 1,000 cells with 1,450 genes, 1 GB.
+    In memory are at most (lanes of this rank + 1) * window row groups, at some 4 bytes per nonzero count: with 8 lanes,
+    a window of 16 and row groups of 1,000 cells with 1,450 genes, 0.8 GB. Worker processes share the lanes, and so the
+    memory: each has some of them.
     """
 
     def __init__(
@@ -50,6 +53,11 @@ class CellLoader:
             raise UserError(
                 f"--data.num-lanes {settings.num_lanes} is no multiple of the number of processes, {world_size}: "
                 "the processes share out the lanes evenly."
+            )
+        if settings.workers > (num_lanes := settings.num_lanes // world_size):
+            raise UserError(
+                f"--data.workers {settings.workers} is more than the {num_lanes} lanes of a process (--data.num-lanes "
+                f"{settings.num_lanes} over {world_size}), which its workers share out: give {num_lanes} at most."
             )
         self.folder = folder
         self.tokenizer = tokenizer
@@ -78,9 +86,24 @@ class CellLoader:
     def iterate(self, start_step: int = 0) -> Iterator[CellBatch]:
         """This rank's share of global steps `start_step`, `start_step` + 1, ..., without end.
 
-        Starting late costs no more than starting at 0. Close the iterator (or let go of it) to end its thread.
+        Starting late costs no more than starting at 0. Close the iterator (or let go of it) to end its thread or
+        workers.
         """
-        return prefetched(self._batches(start_step), self.settings.prefetch)
+        if self.settings.workers:
+            num_workers, depth = self.settings.workers, self.settings.prefetch
+            parts = parts_of_workers(self.parts, self.lanes, start_step, num_workers=num_workers, depth=depth)
+            return _joined_steps(parts, num_workers)
+        return prefetched(_joined_steps(self.parts(self.lanes, start_step), 1), self.settings.prefetch)
+
+    def parts(self, lanes: Sequence[int], start_step: int = 0) -> Iterator[DenseCells]:
+        """What these lanes give to global steps `start_step`, `start_step` + 1, ...: what one process computes."""
+        kept = TokenGroups(self.folder, self.tokenizer, self.levels, capacity=(len(lanes) + 1) * self.settings.window)
+        order = None
+        for global_step in count(start_step):
+            epoch, step = divmod(global_step, self.steps_per_epoch)
+            if order is None or order.number != epoch:
+                order = self.plan.epoch(epoch)
+            yield self._part(kept, order, step, lanes)
 
     def validation_batch(self, num_cells: int) -> CellBatch:
         """At most `num_cells` validation cells, over one gene set drawn by detection rate, zeros included.
@@ -94,64 +117,50 @@ class CellLoader:
                 f"--data.validation-fraction {fraction} leaves no validation cell in {self.folder.path}: raise it."
             )
         gene_set = self._detection_sets.draw(stream(Purpose.VALIDATION_BATCH, 0, 1))
-        dense = self._dense(sum(len(rows) for rows in chosen.values()), len(gene_set))
-        groups, rows = [], []
-        for ref, group_rows in chosen.items():
-            group = tokenise(self.folder.read(ref, columns=tuple(self.levels)), self.tokenizer, self.levels)
-            dense.fill_gene_set(len(rows), [group.cell(row) for row in group_rows.tolist()], gene_set)
-            groups += [group] * len(group_rows)
-            rows += group_rows.tolist()
-        return dense.batch(np.arange(len(rows)), np.full(len(rows), NO_FOLD), self._categories(groups, rows))
+        kept = TokenGroups(self.folder, self.tokenizer, self.levels, capacity=len(chosen))
+        addresses = [(ref, row) for ref, group_rows in chosen.items() for row in group_rows.tolist()]
+        groups, rows = [kept.get(ref) for ref, _ in addresses], [row for _, row in addresses]
+        dense = self._empty((1, len(rows), len(gene_set)), groups, shared_genes=True)
+        dense.fill_gene_set(0, entries_of(groups, rows), gene_set, len(self.folder.vocabulary))
+        dense.tell(0, np.arange(len(rows)), groups, rows)
+        dense.fold[:] = NO_FOLD
+        return joined([dense])
 
-    def _batches(self, start_step: int) -> Iterator[CellBatch]:
-        kept = TokenGroups(
-            self.folder, self.tokenizer, self.levels, capacity=(len(self.lanes) + 1) * self.settings.window
-        )
-        order = None
-        for global_step in count(start_step):
-            epoch, step = divmod(global_step, self.steps_per_epoch)
-            if order is None or order.number != epoch:
-                order = self.plan.epoch(epoch)
-            yield self._batch(kept, order, step)
-
-    def _batch(self, kept: TokenGroups, order: EpochPlan, step: int) -> CellBatch:
+    def _part(self, kept: TokenGroups, order: EpochPlan, step: int, lanes: Sequence[int]) -> DenseCells:
         size = self.plan.cells_per_lane
-        dense = self._dense(size * len(self.lanes), self._sets.num_genes)
-        groups, rows, folds = [], [], []
-        for lane in self.lanes:
-            addresses = order.cells(step, lane)
-            group_numbers, lane_rows = addresses.group.tolist(), addresses.row.tolist()
-            lane_groups = [kept.get(self.plan.row_groups[number]) for number in group_numbers]
-            cells = [group.cell(row) for group, row in zip(lane_groups, lane_rows, strict=True)]
-            if self.settings.gene_draw == "expressed":
-                for place, (cell, number, row) in enumerate(zip(cells, group_numbers, lane_rows, strict=True)):
+        addresses = [order.cells(step, lane) for lane in lanes]
+        needed = {
+            number: kept.get(self.plan.row_groups[number]) for cells in addresses for number in cells.group.tolist()
+        }
+        by_cell = self.settings.gene_draw == "expressed"
+        dense = self._empty((len(lanes), size, self._sets.num_genes), needed.values(), shared_genes=not by_cell)
+        for place, (lane, cells) in enumerate(zip(lanes, addresses, strict=True)):
+            rows = cells.row.tolist()
+            groups = [needed[number] for number in cells.group.tolist()]
+            entries = entries_of(groups, rows)
+            if by_cell:
+                starts = entries.indptr.tolist()
+                for cell, (number, row) in enumerate(zip(cells.group.tolist(), rows, strict=True)):
                     source = stream(Purpose.EXPRESSED_GENES, self.seed, order.number, number, row)
-                    drawn = draw_expressed(len(cell.counts), self._sets.num_genes, source)
-                    dense.fill_entries(len(rows) + place, cell, drawn)
+                    drawn = draw_expressed(starts[cell + 1] - starts[cell], self._sets.num_genes, source)
+                    dense.fill_entries(place, cell, entries, starts[cell] + drawn)
             else:
-                source = stream(Purpose.GENE_SET, self.seed, order.number, step, lane)
-                dense.fill_gene_set(len(rows), cells, self._sets.draw(source))
-            groups += lane_groups
-            rows += lane_rows
-            folds.append(self._folds(addresses))
-        cell_index = np.concatenate([np.arange(lane * size, (lane + 1) * size) for lane in self.lanes])
-        return dense.batch(cell_index, np.concatenate(folds), self._categories(groups, rows))
+                gene_set = self._sets.draw(stream(Purpose.GENE_SET, self.seed, order.number, step, lane))
+                dense.fill_gene_set(place, entries, gene_set, len(self.folder.vocabulary))
+            dense.tell(place, np.arange(lane * size, (lane + 1) * size), groups, rows)
+        return dense
 
-    def _dense(self, num_cells: int, num_genes: int) -> DenseCells:
-        return DenseCells(
-            num_cells,
-            num_genes,
-            vocabulary_size=len(self.folder.vocabulary),
+    def _empty(self, shape: tuple[int, int, int], groups: Iterable[TokenGroup], *, shared_genes: bool) -> DenseCells:
+        return DenseCells.empty(
+            shape,
+            shared_genes=shared_genes,
+            count_type=np.result_type(*{group.counts.dtype for group in groups}),
             pad_token=self.tokenizer.pad_token,
+            columns=tuple(self.levels),
         )
 
-    def _folds(self, cells: CellAddresses) -> Int64[np.ndarray, " cells"]:
-        of_group = {number: folds_of_rows(self.plan.row_groups[number]) for number in set(cells.group.tolist())}
-        return np.array([of_group[number][row] for number, row in zip(cells.group, cells.row, strict=True)])
 
-    def _categories(self, groups: Sequence[TokenGroup], rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Levels of cells that are given by their row groups and rows in these."""
-        return {
-            name: np.array([group.categories[name][row] for group, row in zip(groups, rows, strict=True)])
-            for name in self.levels
-        }
+def _joined_steps(parts: Iterator[DenseCells], parts_per_step: int) -> Iterator[CellBatch]:
+    with closing(parts):
+        while True:
+            yield joined([next(parts) for _ in range(parts_per_step)])

@@ -4,13 +4,15 @@ The two list columns are Tahoe-100M's: gene token ids (int64) and raw counts (fl
 CLS entry (id 1, value -2), or holds another id below 3, that entry is dropped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int32, Int64
 
 from mdsc.data.byte_ranges import DamagedFile, Location, RemoteFile, is_url
@@ -153,35 +155,63 @@ class ShardFolder:
         A `CorruptRowGroup` names file, row group and column if its bytes are not those that were prepared, if it does
         not read, or if it holds an unknown or repeated gene or a count that is no positive integer.
         """
-        columns = self.condition_columns if columns is None else tuple(columns)
+        columns = self._checked(self.condition_columns if columns is None else columns)
+        with self._telling(ref):
+            return self._read(ref, columns)
+
+    def read_conditions(self, ref: RowGroupRef, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        """Condition columns alone, (rows,) of str each, "" is unknown; errors are those of `read`."""
+        columns = self._checked(columns)
+        with self._telling(ref):
+            text = self._text(self._table(ref, self._sources(columns)), self._sources(columns))
+            found = {name: self._condition(name, text) for name in columns}
+            rows = ref.chosen(self._shards[ref.file].row_groups[ref.group])
+            return {name: values[rows] for name, values in found.items()}
+
+    def _checked(self, columns: Sequence[str]) -> tuple[str, ...]:
         if unknown := [name for name in columns if name not in self.condition_columns]:
             known = ", ".join(self.condition_columns) or "none"
             raise UserError(f"{self.path} has no condition column {', '.join(unknown)}: it has {known}")
+        return tuple(columns)
+
+    @contextmanager
+    def _telling(self, ref: RowGroupRef) -> Iterator[None]:
         try:
-            return self._read(ref, columns)
+            yield
         except (DamagedFile, OSError) as error:
             where = f"{self.location(ref.file)}, row group {ref.group}"
             raise CorruptRowGroup(f"{where}: {str(error).splitlines()[0]}; {REPAIR}") from error
 
     def _read(self, ref: RowGroupRef, conditions: tuple[str, ...]) -> RowGroup:
+        texts = [self.manifest.cell_id_column, *self._sources(conditions)]
+        table = self._table(ref, ["genes", "expressions", *texts])
+        counts, gene_index, indptr = cell_entries(table, self.vocabulary.index_of_token)
+        text = self._text(table, texts)
+        found = {name: self._condition(name, text) for name in conditions}
+        group = RowGroup(counts, gene_index, indptr, text[texts[0]], found)
+        return group.select(ref.chosen(len(table))) if ref.mask else group
+
+    def _table(self, ref: RowGroupRef, columns: Sequence[str]) -> pa.Table:
         shard = self._shards[ref.file]
-        lookups = self.manifest.lookups
-        texts = [self.manifest.cell_id_column, *(lookups[c].column if c in lookups else c for c in conditions)]
         table = read_row_group(
             self.location(ref.file),
             ref.group,
-            ["genes", "expressions", *dict.fromkeys(texts)],
+            list(dict.fromkeys(columns)),
             size=shard.bytes,
             hashes=shard.hashes,
             verify=self.verify,
         )
         if len(table) != shard.row_groups[ref.group]:
             raise DamagedFile(f"it has {len(table)} rows and should have {shard.row_groups[ref.group]}")
-        counts, gene_index, indptr = cell_entries(table, self.vocabulary.index_of_token)
-        text = {name: strings(table, name) for name in dict.fromkeys(texts)}
-        conditions = {name: self._condition(name, text) for name in conditions}
-        group = RowGroup(counts, gene_index, indptr, text[texts[0]], conditions)
-        return group.select(ref.chosen(len(table))) if ref.mask else group
+        return table
+
+    def _sources(self, conditions: Sequence[str]) -> list[str]:
+        """The columns of the files that these conditions are, or follow from."""
+        lookups = self.manifest.lookups
+        return [lookups[name].column if name in lookups else name for name in conditions]
+
+    def _text(self, table: pa.Table, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: strings(table, name) for name in dict.fromkeys(columns)}
 
     def _condition(self, name: str, text: dict[str, np.ndarray]) -> np.ndarray:
         lookup = self.manifest.lookups.get(name)

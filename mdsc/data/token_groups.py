@@ -1,53 +1,51 @@
 """Row groups as the loader keeps them: tokenised whole, packed, and only the ones that are in use."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64, Integer
 
 from mdsc.data.condition_levels import level_ids
-from mdsc.data.shards import RowGroup, RowGroupRef, ShardFolder
+from mdsc.data.folds import folds_of_rows
+from mdsc.data.shards import RowGroupRef, ShardFolder
 from mdsc.data.tokenizers import Tokenizer
 
 
-@dataclass(frozen=True)
-class TokenCell:
-    """The nonzero entries of one cell."""
-
-    gene_index: Integer[np.ndarray, " nnz"]
-    counts: Integer[np.ndarray, " nnz"]
-    tokens: Integer[np.ndarray, " nnz"]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenGroup:
-    """A row group with its tokens, each array in the narrowest integers that hold it (some 5 bytes per nonzero)."""
+    """A row group with its tokens, each array in the narrowest integers that hold it (some 4 bytes per nonzero)."""
 
     gene_index: Integer[np.ndarray, " nnz"]
     counts: Integer[np.ndarray, " nnz"]
     tokens: Integer[np.ndarray, " nnz"]
-    indptr: Int64[np.ndarray, " rows_plus_one"]
-    categories: Mapping[str, Int64[np.ndarray, " rows"]]
+    starts: Sequence[int]
+    """Where each row starts in these, and where the last one ends."""
+    fold: Integer[np.ndarray, " rows"]
+    categories: Mapping[str, Integer[np.ndarray, " rows"]]
     """Level of each row, 0 = unknown, 1.. = place in the list of levels."""
 
-    def cell(self, row: int) -> TokenCell:
-        part = slice(self.indptr[row], self.indptr[row + 1])
-        return TokenCell(self.gene_index[part], self.counts[part], self.tokens[part])
+
+@dataclass(frozen=True, eq=False)
+class CellEntries:
+    """The nonzero entries of some cells, one cell after the other."""
+
+    gene_index: Integer[np.ndarray, " nnz"]
+    counts: Integer[np.ndarray, " nnz"]
+    tokens: Integer[np.ndarray, " nnz"]
+    indptr: Int64[np.ndarray, " cells_plus_one"]
 
 
-def tokenise(row_group: RowGroup, tokenizer: Tokenizer, levels: Mapping[str, tuple[str, ...]]) -> TokenGroup:
-    """Tokens of a whole row group in one call, and its conditions as places in `levels`."""
-    categories = {}
-    for name, known in levels.items():
-        categories[name] = level_ids(row_group.conditions[name], known)
-    return TokenGroup(
-        gene_index=_narrow(row_group.gene_index),
-        counts=_narrow(row_group.counts),
-        tokens=_narrow(tokenizer.encode(row_group.counts, row_group.indptr)),
-        indptr=row_group.indptr,
-        categories=categories,
+def entries_of(groups: Sequence[TokenGroup], rows: Sequence[int]) -> CellEntries:
+    """Of cells that are given by their row groups and rows in these."""
+    parts = [slice(group.starts[row], group.starts[row + 1]) for group, row in zip(groups, rows, strict=True)]
+    whole = list(zip(groups, parts, strict=True))
+    return CellEntries(
+        gene_index=np.concatenate([group.gene_index[part] for group, part in whole]),
+        counts=np.concatenate([group.counts[part] for group, part in whole]),
+        tokens=np.concatenate([group.tokens[part] for group, part in whole]),
+        indptr=np.cumsum([0] + [part.stop - part.start for part in parts]),
     )
 
 
@@ -67,13 +65,24 @@ class TokenGroups:
         if ref in self._kept:
             self._kept.move_to_end(ref)
             return self._kept[ref]
-        row_group = self._folder.read(ref, columns=tuple(self._levels))
-        self._kept[ref] = tokenise(row_group, self._tokenizer, self._levels)
+        self._kept[ref] = self._read(ref)
         if len(self._kept) > self._capacity:
             self._kept.popitem(last=False)
         return self._kept[ref]
 
-
-def _narrow(values: Integer[np.ndarray, " nnz"]) -> Integer[np.ndarray, " nnz"]:
-    """Non-negative integers in the smallest unsigned type that holds them."""
-    return values.astype(np.min_scalar_type(int(values.max(initial=0))))
+    def _read(self, ref: RowGroupRef) -> TokenGroup:
+        """Tokens of a whole row group in one call, and its conditions as places in `levels`."""
+        row_group = self._folder.read(ref, columns=tuple(self._levels))
+        gene_type = np.min_scalar_type(max(len(self._folder.vocabulary) - 1, 0))
+        token_type = np.min_scalar_type(self._tokenizer.num_tokens - 1)
+        return TokenGroup(
+            gene_index=row_group.gene_index.astype(gene_type),
+            counts=row_group.counts.astype(np.min_scalar_type(int(row_group.counts.max(initial=0)))),
+            tokens=self._tokenizer.encode(row_group.counts, row_group.indptr).astype(token_type),
+            starts=row_group.indptr.tolist(),
+            fold=folds_of_rows(ref).astype(np.int8),
+            categories={
+                name: level_ids(row_group.conditions[name], known).astype(np.int32)
+                for name, known in self._levels.items()
+            },
+        )

@@ -6,8 +6,10 @@ the same tokens alone and in any batch. What is decoded depends on the visible c
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float64, Int, Int16, Int64, Integer
 from torch import Tensor
 
-from mdsc.data.cell_ranks import counts_below, csr_counts_below, csr_dense_ranks, dense_ranks
+from mdsc.data.cell_ranks import counts_below, csr_counts_below, csr_dense_rank_tokens, dense_ranks
 from mdsc.errors import UserError
 
 FILE_NAME = "tokenizer.json"
@@ -119,7 +121,8 @@ class RankTokenizer(Tokenizer):
     def encode(
         self, counts: Integer[np.ndarray, " nnz"], indptr: Integer[np.ndarray, " cells_plus_one"]
     ) -> Int16[np.ndarray, " nnz"]:
-        return _tokens_of(csr_dense_ranks(counts, indptr), self.edges)
+        top = min(self.edges[-1], int(counts.max(initial=0)))  # no rank is above its count
+        return csr_dense_rank_tokens(counts, indptr, _token_table(top, self.edges))
 
     def _encode_rows(self, counts: Int[Tensor, "batch genes"]) -> Int64[Tensor, "batch genes"]:
         return _bucket(dense_ranks(counts), self.edges)
@@ -263,9 +266,18 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise UserError(f"{path} is missing: this is no whole checkpoint; copy it again or train again")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return CLASSES[stored["name"]](tuple(stored["edges"]), tuple(stored["token_values"]))
-    except (ValueError, KeyError, TypeError) as error:
+        kind, edges, values = CLASSES[stored["name"]], tuple(stored["edges"]), tuple(stored["token_values"])
+        if not all(type(edge) is int and edge < 2**31 for edge in edges) or not _rise_from_0(edges):
+            raise ValueError("its edges are not whole numbers that rise from 0")
+        if len(values) != len(edges) or not _rise_from_0(values):
+            raise ValueError("its token_values are not as many numbers that rise from 0")
+        return kind(edges, values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a tokenizer of mdsc ({error}); copy the checkpoint again") from error
+
+
+def _rise_from_0(numbers: Sequence[float | int]) -> bool:
+    return len(numbers) > 0 and numbers[0] == 0 and all(low < high < np.inf for low, high in pairwise(numbers))
 
 
 def _log_edges(num_tokens: int, top: int) -> tuple[int, ...]:
@@ -279,8 +291,12 @@ def _log_edges(num_tokens: int, top: int) -> tuple[int, ...]:
 
 def _tokens_of(numbers: Integer[np.ndarray, " nnz"], edges: tuple[int, ...]) -> Int16[np.ndarray, " nnz"]:
     top = min(int(numbers.max(initial=0)), edges[-1])
-    table = np.searchsorted(edges, np.arange(top + 1), side="right") - 1
-    return table.astype(np.int16)[np.minimum(numbers, top)]
+    return _token_table(top, edges)[np.minimum(numbers, top)]
+
+
+def _token_table(top: int, edges: tuple[int, ...]) -> Int16[np.ndarray, " numbers"]:
+    """Token of each number from 0 to `top`."""
+    return (np.searchsorted(edges, np.arange(top + 1), side="right") - 1).astype(np.int16)
 
 
 def _bucket(numbers: Int[Tensor, "batch genes"], edges: tuple[int, ...]) -> Int64[Tensor, "batch genes"]:

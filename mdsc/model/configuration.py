@@ -42,7 +42,14 @@ class MdscConfig(PreTrainedConfig):
         if unknown:
             raise ValueError(f"config.json has keys that mdsc does not know: {', '.join(unknown)}")
         super().__post_init__(**kwargs)
-        if self.hidden_size % max(self.num_heads, 1):
+        if self.num_heads < 1:
+            raise ValueError(f"num_heads is {self.num_heads}; it takes 1 or more")
+        for name in ("dropout", "state_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it lies between 0 and 1")
+        if self.state_pooling not in ("posterior", "mean"):
+            raise ValueError(f"state_pooling is {self.state_pooling!r}; it is 'posterior' or 'mean'")
+        if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
 
     @property

@@ -55,7 +55,8 @@ class GeneEvidence(nn.Module):
         """
         with torch.autocast(gene_ids.device.type, enabled=False):
             visible = (tokens < self.num_tokens).float()
-            residual = counts.float().log1p() - _rows(self.gene_mean, self.fold_gene_mean, gene_ids, fold)
+            counts = counts.float() * visible  # hidden counts have no way in, not as a NaN either
+            residual = counts.log1p() - _rows(self.gene_mean, self.fold_gene_mean, gene_ids, fold)
             precision = _rows(self.precision, self.fold_precision, gene_ids, fold)
             loadings = _rows(self.loadings, self.fold_loadings, gene_ids, fold)  # (batch, genes, factors)
 

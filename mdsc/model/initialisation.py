@@ -89,11 +89,13 @@ def _start_from_svd(model: MdscModel, factors: CellFactors) -> None:
     state = model.cell_state
     noise = np.square(factors.gene_sd) - np.square(loadings).sum(axis=1)
     _set(state.log_precision, -np.log(np.maximum(noise, MIN_NOISE_VARIANCE)))
+    state.gene_out.weight.mul_(0.1)
+    if not usable:
+        return  # the cells are all alike
     _set(state.log_prior[:usable], -2 * np.log(size))
     state.log_prior[usable:] = -2 * math.log(size[-1])
     _set(state.gene_in.weight[:, :usable], unit)
-    state.gene_out.weight.mul_(0.1)
-    _set(state.gene_out.weight[:, :usable], 0.5 * loadings / loadings.std())
+    _set(state.gene_out.weight[:, :usable], 0.5 * loadings / (loadings.std() or 1.0))
     if model.config.num_layers:
         width = model.config.hidden_size
         directions = torch.randn(usable, width) / usable**0.5

@@ -1,22 +1,29 @@
-"""AnnData files to a folder of shards: the way of a user's own cells into training."""
+"""AnnData files to a folder of shards: the way of a user's own cells into training.
 
+Files are read chunk by chunk, in several processes if asked, into parts beside the output folder, and the parts are
+written as shards in the files' order: so the shards are the same bytes for any number of processes, and after any
+interruption. A call that finds parts of files it is to read goes on from them.
+"""
+
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
-import numpy as np
 import tyro
 
-from mdsc.data.anndata_counts import CountSource, open_counts
-from mdsc.data.genes import GeneVocabulary, gene_identifiers, refuse_duplicates
+from mdsc.atomic import replacing
+from mdsc.data.anndata_counts import open_counts
+from mdsc.data.genes import GeneVocabulary, gene_identifiers
 from mdsc.data.shard_writer import CELLS_PER_SHARD, ShardWriter, check_output
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import scipy.sparse as sp
+from mdsc.prep.file_parts import FilePart, PartReaders, read_part
+from mdsc.prep.held_out import SplitCheck, SplitRule, check_columns
+from mdsc.prep.joined_genes import FileGenes, join_genes, load_vocabulary
+from mdsc.progress import CellProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +36,115 @@ class H5adConfig:
     """Columns of obs that a model may be told, e.g. drug cell_line."""
     split_column: str | None = None
     """Column of obs that says which cells are for training ("train") and which are not; by default all are."""
+    heldout_fraction: float | None = None
+    """Share of cells for split "heldout", between 0 and 1; a cell's name decides, so that it stays with new files."""
+    heldout_by: tuple[str, ...] = ()
+    """A column of obs and one or more values, e.g. donor d3: cells with these are of split "heldout"."""
     layer: str | None = None
     """Where the counts are: the name of a layer, or "raw"; by default X."""
+    vocabulary: Path | None = None
+    """genes.parquet, checkpoint or folder of shards whose genes to take, so that the cells fit a trained model."""
+    duplicate_genes: Literal["error", "sum"] = "error"
+    """What to do where a file has several columns for a gene: stop, or add up their counts."""
+    num_workers: int = 1
+    """Processes that read files, one file each at a time. The shards are the same for any number."""
     cells_per_shard: int = CELLS_PER_SHARD
     """Cells per parquet file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """What is to be done, after all files were looked at and before anything is written."""
+
+    config: H5adConfig
+    vocabulary: GeneVocabulary
+    parts: tuple[FilePart, ...]
+    report: tuple[str, ...]
+    """Lines on the genes, for a person."""
+
+    @classmethod
+    def of(cls, config: H5adConfig) -> "Preparation":
+        """Check settings and files; a `UserError` names what is wrong."""
+        if not config.inputs:
+            raise UserError("no h5ad file is given")
+        if config.num_workers < 1:
+            raise UserError(f"--num-workers is {config.num_workers}; give 1 or more")
+        check_output(config.output_dir)
+        rule = SplitRule(config.split_column, config.heldout_fraction, config.heldout_by)
+        given = None if config.vocabulary is None else load_vocabulary(config.vocabulary)
+        split_check, files, num_cells = SplitCheck(rule), [], []
+        for path in config.inputs:
+            with open_counts(
+                path, config.layer, obs_columns=tuple(rule.columns.values()), unique_genes=False
+            ) as source:
+                check_columns(source.name, source.obs_columns, config.condition_columns, rule)
+                split_check.add(source.obs, source.name)
+                files.append(FileGenes(source.name, *gene_identifiers(source.var)))
+                num_cells.append(len(source.obs))
+        split_check.finish()
+        genes = join_genes(files, given, config.duplicate_genes)
+        parts = [
+            FilePart.of(
+                parts_folder(config.output_dir),
+                path,
+                genes.vocabulary,
+                places,
+                layer=config.layer,
+                num_cells=cells,
+                condition_columns=config.condition_columns,
+                rule=rule,
+                prefix=f"{path.stem}:" if len(config.inputs) > 1 else "",
+            )
+            for path, places, cells in zip(config.inputs, genes.places, num_cells, strict=True)
+        ]
+        return cls(config, genes.vocabulary, tuple(parts), genes.report)
+
+    def carry_out(self, *, show_progress: bool = False) -> ShardFolder:
+        """Write the shards; see `prepare_h5ad`."""
+        scratch, output = parts_folder(self.config.output_dir), self.config.output_dir
+        _keep_only(scratch, self.parts)
+        try:
+            self._write(scratch / "shards", show_progress)
+        except BaseException:
+            _keep_only(scratch, self.parts)
+            if not any(scratch.iterdir()):
+                scratch.rmdir()
+            raise
+        with replacing(output) as beside:
+            os.replace(scratch / "shards", beside)
+        shutil.rmtree(scratch)
+        return ShardFolder.open(output)
+
+    def _write(self, folder: Path, show_progress: bool) -> None:
+        sources = [{"file": part.source.name, "cells": part.num_cells} for part in self.parts]
+        total = sum(part.num_cells for part in self.parts)
+        with (
+            CellProgress("preparing", total, show=show_progress, lines=True) as progress,
+            PartReaders(self.parts, self.config.num_workers) as readers,
+            ShardWriter(
+                folder,
+                self.vocabulary,
+                self.config.condition_columns,
+                cells_per_shard=self.config.cells_per_shard,
+                sources=sources,
+            ) as writer,
+        ):
+            if readers.num_found:
+                progress.say(f"going on: {readers.num_found} of {len(self.parts)} files were read before")
+            num_written = 0
+
+            def show() -> None:
+                # Reading a cell and writing it take about as long.
+                progress.done((readers.num_cells + num_written) / 2)
+
+            show()
+            for part in self.parts:
+                for _ in readers.until_there(part):
+                    show()
+                for cells in read_part(part):
+                    writer.write(cells.split, cells.counts, cells.conditions, cells.cell_ids)
+                    num_written += len(cells.cell_ids)
+                    show()
 
 
 def prepare_h5ad(config: H5adConfig) -> ShardFolder:
@@ -40,86 +152,34 @@ def prepare_h5ad(config: H5adConfig) -> ShardFolder:
 
     Cells keep their names; with several files these are preceded by the file's (`file:name`), to stay apart.
     """
-    if not config.inputs:
-        raise UserError("no h5ad file is given")
-    check_output(config.output_dir)
-    symbols: dict[str, str] = {}
-    sources, file_symbols = [], []
-    for path in config.inputs:
-        with open_counts(path, config.layer) as source:
-            _check_columns(source, config)
-            names, ids = gene_identifiers(source.var)
-            refuse_duplicates(names, source.name)
-            if symbols and not symbols.keys() & set(names):
-                mine, others = ", ".join(names[:3]), ", ".join(list(symbols)[:3])
-                raise UserError(
-                    f"{path} has no gene in common with {config.inputs[0]}: it has {mine}, ..., not {others}, ...\n"
-                    "Name the genes of all files alike, or prepare them apart."
-                )
-            for name, ensembl_id in zip(names, ids, strict=True):
-                symbols[name] = symbols.get(name) or ensembl_id
-            file_symbols.append(names)
-            sources.append({"file": path.name, "cells": len(source.obs)})
-    vocabulary = GeneVocabulary.of(list(symbols), list(symbols.values()))
-    with ShardWriter(
-        config.output_dir,
-        vocabulary,
-        config.condition_columns,
-        cells_per_shard=config.cells_per_shard,
-        sources=sources,
-    ) as writer:
-        for path, names in zip(config.inputs, file_symbols, strict=True):
-            prefix = f"{path.stem}:" if len(config.inputs) > 1 else ""
-            with open_counts(path, config.layer) as source:
-                _write(writer, source, vocabulary.match(names, source.name), config, prefix)
-    return ShardFolder.open(config.output_dir)
+    return Preparation.of(config).carry_out()
 
 
-def _write(writer: ShardWriter, source: CountSource, places: np.ndarray, config: H5adConfig, prefix: str) -> None:
-    import scipy.sparse as sp
-
-    start = 0
-    for counts in source.chunks():
-        obs = source.obs.iloc[start : start + counts.shape[0]]
-        start += counts.shape[0]
-        shape = (len(obs), len(writer.vocabulary))
-        counts = sp.csr_matrix((counts.data, places[counts.indices], counts.indptr), shape)
-        splits = obs[config.split_column].astype(str).to_numpy() if config.split_column else np.full(len(obs), "train")
-        for split in dict.fromkeys(splits.tolist()):
-            _write_split(writer, split, counts, obs, np.flatnonzero(splits == split), prefix)
+def parts_folder(output_dir: Path) -> Path:
+    """Where parts wait beside the output folder."""
+    output = Path(output_dir).absolute()
+    return output.with_name(f".{output.name}.parts")
 
 
-def _write_split(
-    writer: ShardWriter, split: str, counts: "sp.csr_matrix", obs: "pd.DataFrame", rows: np.ndarray, prefix: str
-) -> None:
-    obs = obs.iloc[rows]
-    conditions = {name: strings(obs[name]) for name in writer.condition_columns}
-    writer.write(split, counts[rows], conditions, [f"{prefix}{name}" for name in obs.index])
-
-
-def strings(column: "pd.Series") -> list[str | None]:
-    """A condition column as text; None where a value is missing."""
-    return [None if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
-
-
-def _check_columns(source: CountSource, config: H5adConfig) -> None:
-    wanted = [("--condition-columns", name) for name in config.condition_columns]
-    if config.split_column is not None:
-        wanted.append(("--split-column", config.split_column))
-    for flag, name in wanted:
-        if name not in source.obs:
-            columns = ", ".join(map(str, source.obs.columns)) or "none"
-            raise UserError(f"{source.name} has no column {name!r} in obs ({flag}): it has {columns}")
-    if config.split_column is not None:
-        column = source.obs[config.split_column]
-        if column.isna().any():
-            raise UserError(f"{source.name}: column {column.name!r} (--split-column) has no value for some cells")
+def _keep_only(folder: Path, parts: Sequence[FilePart]) -> None:
+    """Make the folder, and remove what other settings or other files left there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {part.path.name for part in parts}
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in wanted:
+            path.unlink()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data_prep/h5ad.py cells.h5ad --output-dir shards/`"""
     config = tyro.cli(H5adConfig, args=argv, description=__doc__)
-    print(summary(prepare_h5ad(config)))
+    preparation = Preparation.of(config)
+    folder = preparation.carry_out(show_progress=True)
+    for line in preparation.report:
+        print(line)
+    print(summary(folder))
 
 
 def summary(folder: ShardFolder) -> str:

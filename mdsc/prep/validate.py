@@ -42,7 +42,7 @@ def validate(config: ValidateConfig) -> list[Finding]:
     places = find_counts(config.input)
     findings = [Finding(place, "warning" if fault else "good", fault or "counts") for place, fault in places.items()]
     try:
-        with open_counts(config.input, config.layer) as source:
+        with open_counts(config.input, config.layer, obs_columns=()) as source:
             findings += [_depth(source), _names(source), _columns(source)]
             if vocabulary is not None:
                 findings.append(_match(source, vocabulary))
@@ -73,7 +73,7 @@ def _names(source: CountSource) -> Finding:
 
 
 def _columns(source: CountSource) -> Finding:
-    columns = ", ".join(map(str, source.obs.columns)) or "none"
+    columns = ", ".join(source.obs_columns) or "none"
     return Finding("obs", "good", f"columns that may be conditions: {columns}")
 
 

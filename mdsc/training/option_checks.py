@@ -25,23 +25,37 @@ def check(config: TrainConfig, num_processes: int) -> None:
     for name, value in at_least_one.items():
         _require(value >= 1, name, value, "1 or more")
     at_least_zero = {
+        "data.workers": data.workers,
         "data.prefetch": data.prefetch,
         "model.num-layers": model.num_layers,
+        "model.factor-size": model.factor_size,
         "train.weight-decay": train.weight_decay,
+        "train.gene-weight-decay": train.gene_weight_decay,
         "train.warmup-steps": train.warmup_steps,
         "train.pathway-steps": train.pathway_steps,
         "objective.ordinal-weight": config.objective.ordinal_weight,
     }
     for name, value in at_least_zero.items():
         _require(value >= 0, name, value, "0 or more")
-    for name, value in {"train.learning-rate": train.learning_rate, "train.clip-norm": train.clip_norm}.items():
+    above_zero = {
+        "model.mlp-ratio": model.mlp_ratio,
+        "train.learning-rate": train.learning_rate,
+        "train.pathway-learning-rate": train.pathway_learning_rate,
+        "train.clip-norm": train.clip_norm,
+    }
+    for name, value in above_zero.items():
         _require(value > 0, name, value, "more than 0")
     for name, value in {"train.beta2": train.beta2, "train.ema-decay": train.ema_decay}.items():
         _require(0 <= value < 1, name, value, "0 or more, and less than 1")
     shares = {"data.uniform-share": data.uniform_share, "train.final-lr-fraction": train.final_lr_fraction}
     for name, value in shares.items():
         _require(0 <= value <= 1, name, value, "between 0 and 1")
-    for name, value in {"data.validation-fraction": data.validation_fraction, "model.dropout": model.dropout}.items():
+    below_one = {
+        "data.validation-fraction": data.validation_fraction,
+        "model.dropout": model.dropout,
+        "model.state-dropout": model.state_dropout,
+    }
+    for name, value in below_one.items():
         _require(0 <= value < 1, name, value, "0 or more, and less than 1")
     for ratio in validation.mask_ratios:
         _require(0 < ratio <= 1, "validation.mask-ratios", ratio, "more than 0, and 1 at most")

@@ -7,8 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-# Seconds between lines where the output is no terminal.
-QUIET = 10.0
+from mdsc.progress import QUIET
 
 
 class RunProgress:
