@@ -4,6 +4,7 @@
     genes.parquet                     the gene vocabulary, with statistics of the training cells
     tokenizer.json                    how counts become tokens
     training.yaml                     the run's options
+    quarantined.json                  the corrupt row groups that the run has replaced, where there were any
 
 It is the top level of a run's folder, beside metrics.jsonl and loss.png, and the folder that is pushed to a hub.
 """
@@ -20,7 +21,9 @@ from transformers.utils import logging
 
 from mdsc.config.schema import TrainConfig
 from mdsc.config.yaml_flags import dump, parse
+from mdsc.data import quarantine
 from mdsc.data.genes import GeneStatistics, GeneVocabulary
+from mdsc.data.quarantine import Quarantined
 from mdsc.data.tokenizers import Tokenizer, load_tokenizer
 from mdsc.errors import UserError
 from mdsc.model.modeling import MdscModel
@@ -40,6 +43,8 @@ class Checkpoint:
     statistics: GeneStatistics
     config: TrainConfig | None
     """The options of the run that trained it; None where training.yaml was not kept."""
+    quarantined: tuple[Quarantined, ...] = ()
+    """Corrupt row groups that the run has replaced."""
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
@@ -47,6 +52,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
 
     The new files are written beside and then moved, the weights last. Within a run they alone change, and are replaced
     at once; where another run's vocabulary or options stand, its weights go first, so that no mixture can be loaded.
+    The record of corrupt row groups grows within a run: older weights may have a newer one.
     """
     folder = Path(folder)
     beside = folder / ".saving"
@@ -61,11 +67,18 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         checkpoint.tokenizer.save(beside)
         if checkpoint.config is not None:
             (beside / TRAINING).write_text(dump(checkpoint.config), encoding="utf-8")
-        changed = [path for path in sorted(beside.iterdir()) if path.name != WEIGHTS and not _same(path, folder)]
+        (beside / quarantine.FILE_NAME).write_text(quarantine.to_json(checkpoint.quarantined), encoding="utf-8")
+        changing = (quarantine.FILE_NAME, WEIGHTS)
+        changed = [path for path in sorted(beside.iterdir()) if path.name not in changing and not _same(path, folder)]
         if changed:
             (folder / WEIGHTS).unlink(missing_ok=True)
-        for path in [*changed, beside / WEIGHTS]:
+        for path in changed:
             os.replace(path, folder / path.name)
+        if checkpoint.quarantined:
+            os.replace(beside / quarantine.FILE_NAME, folder / quarantine.FILE_NAME)
+        else:
+            (folder / quarantine.FILE_NAME).unlink(missing_ok=True)
+        os.replace(beside / WEIGHTS, folder / WEIGHTS)
     finally:
         shutil.rmtree(beside)
 
@@ -86,7 +99,9 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         )
     training = folder / TRAINING
     config = parse(TrainConfig, ["--config", str(training)]) if training.is_file() else None
-    return Checkpoint(model, tokenizer, vocabulary, statistics, config)
+    record = folder / quarantine.FILE_NAME
+    quarantined = quarantine.from_json(record.read_bytes(), str(record)) if record.is_file() else ()
+    return Checkpoint(model, tokenizer, vocabulary, statistics, config, quarantined)
 
 
 def load_model(folder: str | Path) -> MdscModel:

@@ -31,6 +31,7 @@ COMMANDS = {
     "prepare simulate": Command("mdsc.prep.simulate", "make shards of simulated cells of any number"),
     "shards-to-h5ad": Command("mdsc.prep.shards_to_h5ad", "take cells out of a folder of shards, as an AnnData file"),
     "validate": Command("mdsc.prep.validate", "say whether an AnnData file is usable, and how to mend it"),
+    "verify": Command("mdsc.prep.verify", "check every byte of a folder of shards, and list all faults"),
     "train": Command("mdsc.training.command", "train a model on a folder of shards"),
     "sample": Command("mdsc.sampling.command", "fill hidden counts, or generate cells"),
     "evaluate": Command("mdsc.evaluation.command", "score a model beside plain baselines"),

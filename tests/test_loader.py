@@ -16,6 +16,7 @@ from mdsc.config.schema import DataConfig
 from mdsc.data.batch import CellBatch
 from mdsc.data.condition_levels import condition_levels
 from mdsc.data.loader import CellLoader
+from mdsc.data.quarantine import Quarantine
 from mdsc.data.shards import ShardFolder
 from mdsc.data.token_groups import TokenGroups
 from mdsc.data.tokenizers import make_tokenizer
@@ -221,7 +222,7 @@ def test_row_groups_are_read_once_while_they_fit(folder, monkeypatch):
 
 
 def test_no_more_row_groups_are_kept_than_allowed(folder):
-    kept = TokenGroups(folder, make_tokenizer("rank"), {}, capacity=2)
+    kept = TokenGroups(Quarantine(folder, validation_fraction=0.1), make_tokenizer("rank"), {}, capacity=2)
     refs = folder.row_groups("train")
     groups = [weakref.ref(kept.get(ref)) for ref in refs]
     assert [group() is not None for group in groups] == [False, False, False, True, True]

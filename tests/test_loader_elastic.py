@@ -154,7 +154,7 @@ def test_an_error_of_a_worker_is_the_same_error(folder, tmp_path):
         with pytest.raises(UserError) as caught:
             next(make_loader(ShardFolder.open(broken), workers=workers, condition_columns=()).iterate())
         messages.append(str(caught.value))
-    assert "cannot be read" in messages[1]
+    assert "row group 0: it does not end as a parquet file does" in messages[1]
     assert "Traceback" not in messages[1]
     assert len(messages[1].splitlines()) <= 2
     assert not multiprocessing.active_children()

@@ -108,3 +108,10 @@ def test_train_keeps_row_groups_within_the_bound(source, tmp_path):
     train(f"--data.dir {tmp_path}/s --output-dir {tmp_path}/run {flags} {run} {cache}".split())
     assert 0 < sum(path.stat().st_size for path in (tmp_path / "kept").glob("*.range")) <= 60_000
     assert not (tmp_path / "s/cache").exists()
+
+
+def test_what_was_not_hashed_is_no_fault(in_memory, tmp_path):
+    from mdsc.prep.verify import faults
+
+    folder = prepared(in_memory, tmp_path / "s")
+    assert list(faults(folder, num_workers=1, fast=False, checked=lambda _: None)) == []

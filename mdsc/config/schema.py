@@ -33,6 +33,9 @@ class DataConfig:
     """Most bytes in it; the least recently used row groups go first. 0 keeps none."""
     workers: int = 0
     """Processes that read and tokenise, per training process, each for some of its lanes; 0 leaves that to a thread."""
+    on_corrupt: Literal["stop", "quarantine"] = "stop"
+    """What a corrupt row group does: end the run, or stay out of it, its cells replaced by those of another one that is
+    chosen by a hash. What was quarantined is told, and kept in metrics.jsonl and quarantined.json."""
     prefetch: int = 2
     """Global steps that are read ahead, by a background thread or by the workers."""
 

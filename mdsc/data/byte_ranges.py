@@ -58,6 +58,11 @@ def size_of(file: Location) -> int:
     return file.size if isinstance(file, RemoteFile) else file.stat().st_size
 
 
+def time_of_change(file: Location) -> int:
+    """In ns; 0 for a remote file, which never changes."""
+    return 0 if isinstance(file, RemoteFile) else file.stat().st_mtime_ns
+
+
 def read_range(file: Location, start: int, stop: int, *, keep_if: Callable[[bytes], bool] | None = None) -> bytes:
     """Bytes `start` to `stop` of a file, all of them or `DamagedFile`.
 

@@ -9,6 +9,7 @@ from jaxtyping import Int64, Integer
 
 from mdsc.data.batch import CellBatch
 from mdsc.data.compiled import compiled
+from mdsc.data.quarantine import Quarantined
 from mdsc.data.token_groups import CellEntries, TokenGroup
 
 
@@ -27,6 +28,8 @@ class DenseCells:
     cell_index: Int64[np.ndarray, "lanes cells"]
     fold: Integer[np.ndarray, "lanes cells"]
     categories: Mapping[str, Integer[np.ndarray, "lanes cells"]]
+    quarantined: tuple[Quarantined, ...] = ()
+    """All row groups that whoever filled this has replaced until now."""
 
     @classmethod
     def empty(

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     SKETCH = 8
     FOLD = 9
     SUBSET = 10
+    SUBSTITUTE = 11
 
 
 def stream(purpose: Purpose, seed: int, *address: int) -> np.random.Philox:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import count
 from types import MappingProxyType
 
@@ -16,8 +17,9 @@ from mdsc.data.keyed_streams import Purpose, stream
 from mdsc.data.loader_workers import parts_of_workers
 from mdsc.data.plan import EpochPlan, LanePlan
 from mdsc.data.prefetch import prefetched
+from mdsc.data.quarantine import Quarantine, Quarantined, TrainingCells
 from mdsc.data.shards import ShardFolder
-from mdsc.data.token_groups import TokenGroup, TokenGroups, entries_of
+from mdsc.data.token_groups import TokenGroup, TokenGroups, entries_of, tokenise
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.data.validation_split import some_validation_rows
 from mdsc.errors import UserError
@@ -46,8 +48,10 @@ class CellLoader:
         rank: int = 0,
         world_size: int = 1,
         levels: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        quarantined: Sequence[Quarantined] = (),
     ):
-        """`levels` gives the known levels of each condition column that the batches shall carry."""
+        """`levels` gives the known levels of each condition column that the batches shall carry; `quarantined` what an
+        earlier part of the run has found corrupt: it stays replaced, so that the tokens stay the same."""
         assert 0 <= rank < world_size
         if settings.num_lanes % world_size:
             raise UserError(
@@ -65,6 +69,12 @@ class CellLoader:
         self.seed = seed
         self.lanes = range(rank, settings.num_lanes, world_size)
         self.levels = {name: tuple(known) for name, known in levels.items()}
+        self.quarantine = Quarantine(
+            folder,
+            validation_fraction=settings.validation_fraction,
+            on_corrupt=settings.on_corrupt,
+            recorded=quarantined,
+        )
         self.plan = LanePlan(
             folder.row_groups("train"),
             seed=seed,
@@ -83,6 +93,10 @@ class CellLoader:
     def steps_per_epoch(self) -> int:
         return self.plan.steps_per_epoch
 
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        """The row groups that this process has replaced so far, and the ones that it was told of."""
+        return self.quarantine.found
+
     def iterate(self, start_step: int = 0) -> Iterator[CellBatch]:
         """This rank's share of global steps `start_step`, `start_step` + 1, ..., without end.
 
@@ -92,12 +106,14 @@ class CellLoader:
         if self.settings.workers:
             num_workers, depth = self.settings.workers, self.settings.prefetch
             parts = parts_of_workers(self.parts, self.lanes, start_step, num_workers=num_workers, depth=depth)
-            return _joined_steps(parts, num_workers)
-        return prefetched(_joined_steps(self.parts(self.lanes, start_step), 1), self.settings.prefetch)
+            return self._joined_steps(parts, num_workers)
+        return prefetched(self._joined_steps(self.parts(self.lanes, start_step), 1), self.settings.prefetch)
 
     def parts(self, lanes: Sequence[int], start_step: int = 0) -> Iterator[DenseCells]:
         """What these lanes give to global steps `start_step`, `start_step` + 1, ...: what one process computes."""
-        kept = TokenGroups(self.folder, self.tokenizer, self.levels, capacity=(len(lanes) + 1) * self.settings.window)
+        kept = TokenGroups(
+            self.quarantine, self.tokenizer, self.levels, capacity=(len(lanes) + 1) * self.settings.window
+        )
         order = None
         for global_step in count(start_step):
             epoch, step = divmod(global_step, self.steps_per_epoch)
@@ -108,22 +124,26 @@ class CellLoader:
     def validation_batch(self, num_cells: int) -> CellBatch:
         """At most `num_cells` validation cells, over one gene set drawn by detection rate, zeros included.
 
-        The same for every seed, rank and way of drawing genes, so that runs can be compared.
+        The same for every seed, rank and way of drawing genes, so that runs can be compared. Those of a quarantined
+        row group are left out.
         """
         fraction = self.settings.validation_fraction
-        chosen = some_validation_rows(self.plan.row_groups, fraction, num_cells)
-        if not chosen:
+        groups, rows = [], []
+        for ref, group_rows in some_validation_rows(self.plan.row_groups, fraction, num_cells).items():
+            if (cells := self.quarantine.read(ref, tuple(self.levels))) is not None:
+                training = TrainingCells(cells, np.full(ref.rows, NO_FOLD))
+                groups += [tokenise(training, self.tokenizer, self.levels, len(self.folder.vocabulary))] * len(
+                    group_rows
+                )
+                rows += group_rows.tolist()
+        if not rows:
             raise UserError(
                 f"--data.validation-fraction {fraction} leaves no validation cell in {self.folder.path}: raise it."
             )
         gene_set = self._detection_sets.draw(stream(Purpose.VALIDATION_BATCH, 0, 1))
-        kept = TokenGroups(self.folder, self.tokenizer, self.levels, capacity=len(chosen))
-        addresses = [(ref, row) for ref, group_rows in chosen.items() for row in group_rows.tolist()]
-        groups, rows = [kept.get(ref) for ref, _ in addresses], [row for _, row in addresses]
         dense = self._empty((1, len(rows), len(gene_set)), groups, shared_genes=True)
         dense.fill_gene_set(0, entries_of(groups, rows), gene_set, len(self.folder.vocabulary))
         dense.tell(0, np.arange(len(rows)), groups, rows)
-        dense.fold[:] = NO_FOLD
         return joined([dense])
 
     def _part(self, kept: TokenGroups, order: EpochPlan, step: int, lanes: Sequence[int]) -> DenseCells:
@@ -148,7 +168,7 @@ class CellLoader:
                 gene_set = self._sets.draw(stream(Purpose.GENE_SET, self.seed, order.number, step, lane))
                 dense.fill_gene_set(place, entries, gene_set, len(self.folder.vocabulary))
             dense.tell(place, np.arange(lane * size, (lane + 1) * size), groups, rows)
-        return dense
+        return replace(dense, quarantined=self.quarantine.found)
 
     def _empty(self, shape: tuple[int, int, int], groups: Iterable[TokenGroup], *, shared_genes: bool) -> DenseCells:
         return DenseCells.empty(
@@ -159,8 +179,10 @@ class CellLoader:
             columns=tuple(self.levels),
         )
 
-
-def _joined_steps(parts: Iterator[DenseCells], parts_per_step: int) -> Iterator[CellBatch]:
-    with closing(parts):
-        while True:
-            yield joined([next(parts) for _ in range(parts_per_step)])
+    def _joined_steps(self, parts: Iterator[DenseCells], parts_per_step: int) -> Iterator[CellBatch]:
+        with closing(parts):
+            while True:
+                step = [next(parts) for _ in range(parts_per_step)]
+                for part in step:
+                    self.quarantine.add(part.quarantined)
+                yield joined(step)

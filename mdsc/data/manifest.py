@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from mdsc.errors import UserError
@@ -13,6 +15,9 @@ from mdsc.errors import UserError
 FILE_NAME = "manifest.json"
 FORMAT = "mdsc-shards"
 VERSION = 2
+HASH = re.compile("[0-9a-f]{32}")
+MASK = re.compile("(?:[0-9a-f]{2})*")
+MOST_BYTES, MOST_ROWS = 2**62, 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +84,12 @@ class Manifest:
 def is_shard_folder(folder: Path) -> bool:
     try:
         return json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """The manifest of a shard folder; `UserError` where the folder or the manifest is missing or not ours."""
+    """The manifest of a shard folder; `UserError` where the folder or the manifest is missing, not ours or damaged."""
     path = folder / FILE_NAME
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: make shards with data_prep/h5ad.py (or data_prep/demo.py)")
@@ -94,16 +99,88 @@ def load_manifest(folder: Path) -> Manifest:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if (stored.pop("format"), stored.pop("version")) != (FORMAT, VERSION):
             raise UserError(f"{path} is of another format or version than {FORMAT} {VERSION}: prepare the data again")
-        shards = tuple(Shard(**{name: _frozen(value) for name, value in shard.items()}) for shard in stored["shards"])
-        conditions = {name: tuple(levels) for name, levels in stored["conditions"].items()}
-        lookups = {name: Lookup(**lookup) for name, lookup in stored["lookups"].items()}
-        sources = tuple(stored["sources"])
-        return Manifest(**stored | {"shards": shards, "conditions": conditions, "lookups": lookups, "sources": sources})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is damaged ({error}): copy the folder again, or prepare the data again") from error
+        _check(stored)
+        return _manifest_of(stored)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise UserError(f"{path} is damaged ({what}): copy the folder again, or prepare the data again") from error
+
+
+def _manifest_of(stored: dict[str, Any]) -> Manifest:
+    shards = tuple(Shard(**{name: _frozen(value) for name, value in shard.items()}) for shard in stored["shards"])
+    conditions = {name: _frozen(levels) for name, levels in stored["conditions"].items()}
+    lookups = {name: Lookup(**lookup) for name, lookup in stored["lookups"].items()}
+    sources = _frozen(stored["sources"])
+    return Manifest(**stored | {"shards": shards, "conditions": conditions, "lookups": lookups, "sources": sources})
 
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check(stored: dict[str, Any]) -> None:
+    """`ValueError` for an entry of a wrong type, or one that cannot be; what lacks is for the constructors to say."""
+    for name in ("genes", "cell_id_column"):
+        _require(_is_text(stored.get(name, "x")), name, stored.get(name))
+    root = stored.get("root", "")
+    _require(root == "" or (_is_text(root) and (PurePath(root).is_absolute() or "://" in root)), "root", root)
+    _require(all(isinstance(source, dict) for source in _as_list(stored["sources"], "sources")), "sources")
+    for name, levels in stored["conditions"].items():
+        levels = _as_list(levels, f"conditions of {name!r}")
+        _require(_is_text(name) and all(map(_is_text, levels)), "conditions", name)
+    for name, lookup in stored["lookups"].items():
+        _require(_is_text(lookup["column"]) and isinstance(lookup["values"], dict), "lookups", name)
+        _require(all(isinstance(value, str) for value in lookup["values"].values()), "lookups", name)
+    for shard in _as_list(stored["shards"], "shards"):
+        _check_shard(shard)
+    twice = [file for file, number in Counter(shard["file"] for shard in stored["shards"]).items() if number > 1]
+    _require(not twice, "file that is listed twice", twice)
+
+
+def _check_shard(shard: dict[str, Any]) -> None:
+    file = shard["file"]
+    # A manifest may come from elsewhere: what it names lies below its root.
+    place = PurePath(file) if _is_text(file) else PurePath()
+    _require(not place.is_absolute() and ".." not in place.parts and place.name != "", "file", file)
+    _require(_is_text(shard["split"]), f"split of {file}", shard["split"])
+    _require(_is_number(shard["bytes"], MOST_BYTES), f"bytes of {file}", shard["bytes"])
+    groups = _as_list(shard["row_groups"], f"row_groups of {file}")
+    _require(all(_is_number(rows, MOST_ROWS) for rows in groups), f"row_groups of {file}")
+    hashes = _as_list(shard.get("hashes", []), f"hashes of {file}")
+    # A part of a file that is far away may have no hash.
+    are_hashes = all(isinstance(digits, str) and (digits == "" or HASH.fullmatch(digits)) for digits in hashes)
+    _require(are_hashes and len(hashes) in (0, len(groups) + 1), f"hashes of {file}")
+    for name in ("heldout", "unused"):
+        masks = _as_list(shard.get(name, []), f"{name} of {file}")
+        _require(len(masks) in (0, len(groups)), f"{name} of {file}")
+        for mask, rows in zip(masks, groups, strict=False):
+            is_mask = isinstance(mask, str) and MASK.fullmatch(mask) is not None
+            _require(is_mask and len(mask) in (0, 2 * -(-rows // 8)), f"{name} of {file}", mask)
+
+
+def _require(is_right: bool, what: str, value: Any = None) -> None:
+    if not is_right:
+        raise ValueError(f"wrong {what}" + ("" if value is None else f": {str(value)[:80]!r}"))
+
+
+def _as_list(value: Any, what: str) -> list:
+    _require(isinstance(value, list), what)
+    return value
+
+
+def _is_text(value: Any) -> bool:
+    """Text that can be a name of a file: not empty, without zeros and lone surrogates."""
+    return isinstance(value, str) and value != "" and "\0" not in value and _encodes(value)
+
+
+def _encodes(value: str) -> bool:
+    try:
+        return bool(value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_number(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most

@@ -7,8 +7,15 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
 
+from mdsc.data.compiled import compiled
 from mdsc.data.genes import FIRST_TOKEN_ID
 from mdsc.data.shard_file import DamagedFile
+
+CLS_TOKEN_ID, CLS_VALUE = 1, -2
+"""Tahoe-100M starts each cell with this entry."""
+INT32_END = 2.0**31
+COMPILED_TYPES = {("int64", "float32"), ("int32", "uint16")}
+"""Of genes and expressions: the published ones and those of compact shards."""
 
 
 def cell_entries(
@@ -16,12 +23,14 @@ def cell_entries(
 ) -> tuple[Int32[np.ndarray, " nnz"], Int32[np.ndarray, " nnz"], Int64[np.ndarray, " rows_plus_one"]]:
     """Counts, places in the vocabulary and row starts out of the list columns `expressions` and `genes`.
 
-    Entries with an id below 3 (Tahoe's CLS, id 1 with value -2) are dropped.
+    An entry of id 1 and value -2 at the start of a cell (Tahoe's CLS) is dropped.
     """
     genes, indptr = _flatten(table, "genes", pa.types.is_integer)
     values, value_indptr = _flatten(table, "expressions", _is_number)
     if not np.array_equal(indptr, value_indptr):
         raise DamagedFile("columns genes and expressions differ in length")
+    if (found := _entries_if_plain(genes, values, indptr, index_of_token)) is not None:
+        return found
     genes, values, indptr = _drop_special(genes, values, indptr)
     counts, places = _as_counts(values), _look_up(genes, index_of_token)
     if _repeats(places, indptr):
@@ -33,37 +42,97 @@ def strings(table: pa.Table, name: str) -> np.ndarray:
     """A column as text, "" where it is missing."""
     column = _column(table, name)
     try:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
         return column.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False).astype(object)
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DamagedFile(f"column {name} is {column.type}, not text") from error
+        is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        fault = "has text that is not UTF-8" if is_text else f"is {column.type}, not text"
+        raise DamagedFile(f"column {name} {fault}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, for a message of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _flatten(table: pa.Table, name: str, is_right) -> tuple[np.ndarray, Int64[np.ndarray, " rows_plus_one"]]:
     """Values of a list column, and where each row starts in them."""
-    lists = _column(table, name)
-    if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)) or not is_right(lists.type.value_type):
-        raise DamagedFile(f"column {name} is {lists.type}, not a list of numbers")
-    if lists.null_count or lists.values.null_count:
-        raise DamagedFile(f"column {name}: a value is missing")
-    offsets = lists.offsets.to_numpy().astype(np.int64)
-    return lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0]
+    column = _column(table, name)
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not is_right(kind.value_type):
+        raise DamagedFile(f"column {name} is {kind}, not a list of numbers")
+    # Chunk by chunk: a row group may have more entries than the 32-bit offsets of one list array can count.
+    values, lengths = [np.zeros(0, kind.value_type.to_pandas_dtype())], [np.zeros(0, np.int64)]
+    for lists in column.chunks:
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        entries = lists.values[offsets[0] : offsets[-1]]
+        if lists.null_count or entries.null_count:
+            raise DamagedFile(f"column {name}: a value is missing")
+        values.append(entries.to_numpy())
+        lengths.append(np.diff(offsets))
+    indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    return values[-1] if len(values) == 2 else np.concatenate(values), indptr
 
 
-def _column(table: pa.Table, name: str) -> pa.Array:
-    if name not in table.column_names:
-        raise DamagedFile(f"there is no column {name}")
-    column = table[name].combine_chunks()
-    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if (number := table.column_names.count(name)) != 1:
+        raise DamagedFile(f"there is no column {name}" if number == 0 else f"there are {number} columns {name}")
+    return table[name]
 
 
 def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
+def _entries_if_plain(
+    genes: np.ndarray, values: np.ndarray, indptr: np.ndarray, index_of_token: Int32[np.ndarray, " ids"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """`cell_entries` in one compiled pass; None where numba is missing, or for whatever takes a second look."""
+    loop = compiled(_plain_loop)
+    if loop is None or (genes.dtype.name, values.dtype.name) not in COMPILED_TYPES:
+        return None
+    counts, places = np.empty(len(genes), dtype=np.int32), np.empty(len(genes), dtype=np.int32)
+    kept = np.empty_like(indptr)
+    if not loop(genes, values, indptr, index_of_token, counts, places, kept):
+        return None
+    return counts[: kept[-1]], places[: kept[-1]], kept
+
+
+def _plain_loop(genes, values, indptr, index_of_token, counts, places, kept):
+    """Fill the last three; false where an entry is wrong, or where the genes of a cell do not ascend."""
+    done = 0
+    kept[0] = 0
+    for row in range(len(indptr) - 1):
+        start, end = indptr[row], indptr[row + 1]
+        if start < end and genes[start] == CLS_TOKEN_ID and values[start] == CLS_VALUE:
+            start += 1
+        last = -1
+        for entry in range(start, end):
+            gene, value = genes[entry], values[entry]
+            if not (FIRST_TOKEN_ID <= gene < len(index_of_token)):
+                return False
+            # A comparison with NaN is false.
+            if not (1 <= value < INT32_END) or value != np.int32(value):
+                return False
+            place = index_of_token[gene]
+            if place <= last:  # also where it is -1: unknown
+                return False
+            last = place
+            counts[done] = np.int32(value)
+            places[done] = place
+            done += 1
+        kept[row + 1] = done
+    return True
+
+
 def _drop_special(genes: np.ndarray, values: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Without Tahoe's CLS entries. Any other id below the genes' is damage, and `_look_up` says so."""
     if genes.min(initial=FIRST_TOKEN_ID) >= FIRST_TOKEN_ID:
         return genes, values, indptr
-    keep = genes >= FIRST_TOKEN_ID
+    starts = indptr[:-1][indptr[:-1] < indptr[1:]]
+    keep = np.ones(len(genes), dtype=bool)
+    keep[starts] = (genes[starts] != CLS_TOKEN_ID) | (values[starts] != CLS_VALUE)
     return genes[keep], values[keep], np.concatenate([[0], np.cumsum(keep)])[indptr]
 
 
@@ -75,12 +144,18 @@ def _as_counts(values: np.ndarray) -> Int32[np.ndarray, " nnz"]:
     return counts
 
 
-def _look_up(genes: np.ndarray, index_of_token: np.ndarray) -> Int32[np.ndarray, " nnz"]:
-    known = genes.max(initial=0) < len(index_of_token)
-    places = index_of_token[genes] if known else genes
-    if not known or places.min(initial=0) < 0:
-        raise DamagedFile("column genes: an id is not in genes.parquet")
-    return places
+def _look_up(genes: np.ndarray, index_of_token: Int32[np.ndarray, " ids"]) -> Int32[np.ndarray, " nnz"]:
+    # A negative id would count from the end of the table.
+    if len(genes) == 0 or (genes.min() >= 0 and genes.max() < len(index_of_token)):
+        places = index_of_token[genes]
+        if places.min(initial=0) >= 0:
+            return places
+    wrong = next(int(gene) for gene in genes if not (0 <= gene < len(index_of_token)) or index_of_token[gene] < 0)
+    if 0 <= wrong < FIRST_TOKEN_ID:
+        raise DamagedFile(
+            f"column genes: id {wrong} is no gene (id {CLS_TOKEN_ID} with value {CLS_VALUE} may start a cell, no other)"
+        )
+    raise DamagedFile(f"column genes: an id is not in genes.parquet ({wrong})")
 
 
 def _repeats(genes: np.ndarray, indptr: np.ndarray) -> bool:

@@ -19,7 +19,7 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mdsc.data.byte_ranges import DamagedFile, Location, read_range, size_of
+from mdsc.data.byte_ranges import DamagedFile, Location, read_range, size_of, time_of_change
 
 MAGIC = b"PAR1"
 HASH_DIGITS = 32
@@ -68,7 +68,7 @@ def read_row_group(
         OSError: the file cannot be read.
     """
     hashes = hashes if verify else ()
-    layout = layout_of(file, size, hashes[-1] if hashes else None)
+    layout = layout_of(file, size, hashes[-1] if hashes else None, time_of_change(file))
     if not 0 <= group < layout.metadata.num_row_groups:
         raise DamagedFile(f"the file has {layout.metadata.num_row_groups} row groups")
     start, stop = layout.bounds[group : group + 2]
@@ -114,9 +114,11 @@ def read_layout(file: Location, size: int, footer_hash: str | None = None) -> La
     return Layout(metadata, bounds)
 
 
-# Footers are small and are asked for with each row group; a changed file has another size, or a footer that is no
-# longer read, and its row groups are hashed anyway.
-layout_of = lru_cache(maxsize=OPEN_FOOTERS)(read_layout)
+# Footers are small and are asked for with each row group; a changed file has another size, hash or time.
+@lru_cache(maxsize=OPEN_FOOTERS)
+def layout_of(file: Location, size: int, footer_hash: str | None, changed: int) -> Layout:
+    """`read_layout`, remembered; `changed` is the file's `time_of_change`."""
+    return read_layout(file, size, footer_hash)
 
 
 def _start(row_group: pq.RowGroupMetaData) -> int:
@@ -124,7 +126,8 @@ def _start(row_group: pq.RowGroupMetaData) -> int:
     columns = [row_group.column(place) for place in range(row_group.num_columns)]
     # The dictionary of a column, where there is one, precedes its data.
     pages = [[column.dictionary_page_offset, column.data_page_offset] for column in columns]
-    return min(offset for pair in pages for offset in pair if offset is not None)
+    # Some writers say 0 where there is no dictionary. A row group without columns lies nowhere.
+    return min((offset for pair in pages for offset in pair if offset), default=0)
 
 
 class _Window:

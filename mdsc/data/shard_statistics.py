@@ -22,6 +22,7 @@ from jaxtyping import Float64, Int64
 
 from mdsc.data.folds import NO_FOLD, NUM_FOLDS, folds_of_rows
 from mdsc.data.keyed_streams import Purpose, stream, uniforms
+from mdsc.data.quarantine import Quarantine
 from mdsc.data.shards import RowGroupRef, ShardFolder
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.data.validation_split import num_validation_rows, split_rows
@@ -69,18 +70,21 @@ def shard_statistics(
     cross_fit: bool = True,
     max_cells: int = 50_000,
     seed: int = 0,
+    quarantine: Quarantine | None = None,
 ) -> ShardStatistics:
     """Statistics of split "train" without its validation cells.
 
     Where there are more than `max_cells`, whole row groups are taken at even distances (shards are often sorted by
-    plate) until there are about as many. `seed` is that of the random sketch.
+    plate) until there are about as many. `seed` is that of the random sketch. Row groups that are in quarantine, or are
+    put there because they are corrupt, are left out; without one, corrupt ones are errors.
     """
+    source = quarantine or Quarantine(folder, validation_fraction=validation_fraction)
     refs = _evenly_spaced(folder.row_groups("train"), validation_fraction, max_cells)
     num_genes, num_tokens = len(folder.vocabulary), tokenizer.num_tokens
     frequency = np.zeros(num_genes * num_tokens)
     token_total = np.zeros(num_tokens)
     num_cells = 0
-    for cells, _ in _training_cells(folder, refs, validation_fraction):
+    for cells, _ in _training_cells(source, refs, validation_fraction):
         tokens = _tokens(cells, tokenizer)
         np.add.at(frequency, cells.indices.astype(np.int64) * num_tokens + tokens, 1.0)
         token_total += np.bincount(tokens, weights=cells.data, minlength=num_tokens)
@@ -94,7 +98,7 @@ def shard_statistics(
     token_mean_count[0] = 0
 
     def values() -> Iterator[tuple[sp.csr_matrix, Int64[np.ndarray, " cells"]]]:
-        for cells, folds in _training_cells(folder, refs, validation_fraction):
+        for cells, folds in _training_cells(source, refs, validation_fraction):
             yield sp.csr_matrix((np.log1p(cells.data), cells.indices, cells.indptr), shape=cells.shape), folds
 
     width = min(rank + OVERSAMPLE, num_genes)
@@ -161,12 +165,13 @@ def _principal_vectors(
 
 
 def _training_cells(
-    folder: ShardFolder, refs: Sequence[RowGroupRef], validation_fraction: float
+    source: Quarantine, refs: Sequence[RowGroupRef], validation_fraction: float
 ) -> Iterator[tuple[sp.csr_matrix, Int64[np.ndarray, " cells"]]]:
     """Counts (cells, genes) of the training cells of each row group, and their folds."""
     for ref in refs:
-        group = folder.read(ref, columns=())
-        shape = (ref.rows, len(folder.vocabulary))
+        if (group := source.read(ref, ())) is None:
+            continue
+        shape = (ref.rows, len(source.folder.vocabulary))
         cells = sp.csr_matrix((group.counts, group.gene_index, group.indptr), shape=shape)
         rows = np.sort(split_rows(ref, validation_fraction)[0])
         yield cells[rows], folds_of_rows(ref)[rows]

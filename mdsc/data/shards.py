@@ -1,9 +1,10 @@
 """A folder of shards, read: cells as parquet rows (`genes`, `expressions`, conditions), a row group at a time.
 
 The two list columns are Tahoe-100M's: gene token ids (int64) and raw counts (float32). Where a row starts with Tahoe's
-CLS entry (id 1, value -2), or holds another id below 3, that entry is dropped.
+CLS entry (id 1, value -2), that entry is dropped. A row without entries is a cell without counts.
 """
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
 
+from mdsc.data.bit_masks import bit_mask, mask_bits
 from mdsc.data.byte_ranges import DamagedFile, Location, RemoteFile, is_url
 from mdsc.data.genes import GeneStatistics, GeneVocabulary
 from mdsc.data.manifest import Manifest, Shard, load_manifest
 from mdsc.data.range_cache import RangeCache
-from mdsc.data.row_group_checks import cell_entries, strings
+from mdsc.data.row_group_checks import cell_entries, first_line, strings
 from mdsc.data.shard_file import read_row_group
 from mdsc.errors import UserError
 
@@ -31,7 +33,21 @@ HELDOUT = "heldout"
 
 
 class CorruptRowGroup(UserError):
-    """A row group that cannot be trusted; the message names its file and number."""
+    """A row group that cannot be trusted; the message names its file and number, and `why` tells the rest."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"{where}: {why}; {REPAIR}")
+        self.why = why
+
+    def __reduce__(self) -> tuple:
+        """For processes that hand it on: an exception is otherwise made anew from its message alone."""
+        return _corrupt, (self.args[0], self.why)
+
+
+def _corrupt(message: str, why: str) -> CorruptRowGroup:
+    error = CorruptRowGroup("", why)
+    error.args = (message,)
+    return error
 
 
 @dataclass(frozen=True)
@@ -85,24 +101,38 @@ class ShardFolder:
     """Where row groups are kept that were read from far away."""
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True, cache: RangeCache | None = None) -> "ShardFolder":
+    def open(
+        cls, path: str | Path, *, verify: bool = True, check_sizes: bool = True, cache: RangeCache | None = None
+    ) -> "ShardFolder":
         """Read manifest and genes, and check that every shard is there in full; no cell is read.
 
-        Files under a URL are not asked for: there may be thousands, and each is checked when it is first read.
+        Without `check_sizes` a truncated file is told when a row group of it is read.
         """
         path = Path(path)
-        manifest = load_manifest(path)
-        if is_url(manifest.root):
-            return cls(path, manifest, GeneVocabulary.load(path), verify, cache)
-        for shard in manifest.shards:
-            file = path / manifest.root / shard.file
-            if not file.is_file():
-                raise UserError(f"{file} is missing, though {path}/manifest.json lists it: {REPAIR}")
-            if file.stat().st_size != shard.bytes:
-                size = file.stat().st_size
-                state = "truncated" if size < shard.bytes else "not the file that was prepared"
-                raise UserError(f"{file} is {state}: it has {size:,} bytes and should have {shard.bytes:,}; {REPAIR}")
-        return cls(path, manifest, GeneVocabulary.load(path), verify)
+        folder = cls(path, load_manifest(path), GeneVocabulary.load(path), verify, cache)
+        for shard in folder.manifest.shards:
+            if (fault := folder.file_fault(shard, check_sizes=check_sizes)) is not None:
+                raise UserError(fault)
+        return folder
+
+    def file_fault(self, shard: Shard, *, check_sizes: bool = True) -> str | None:
+        """What is wrong with a shard before it is read; None where it is there, and of the right size.
+
+        A file under a URL is not asked for: there may be thousands, and each is checked when it is first read.
+        """
+        file = self.location(shard.file)
+        if isinstance(file, RemoteFile):
+            return None
+        try:
+            size = file.stat().st_size if file.is_file() else None
+        except OSError:  # such as a name that is too long
+            size = None
+        if size is None:
+            return f"{file} is missing, though {self.path}/manifest.json lists it: {REPAIR}"
+        if check_sizes and size != shard.bytes:
+            state = "truncated" if size < shard.bytes else "not the file that was prepared"
+            return f"{file} is {state}: it has {size:,} bytes and should have {shard.bytes:,}; {REPAIR}"
+        return None
 
     @cached_property
     def statistics(self) -> GeneStatistics:
@@ -153,7 +183,8 @@ class ShardFolder:
         """Read and check one row group, with these condition columns (default: all).
 
         A `CorruptRowGroup` names file, row group and column if its bytes are not those that were prepared, if it does
-        not read, or if it holds an unknown or repeated gene or a count that is no positive integer.
+        not decode, or if it holds an unknown or repeated gene or a count that is no positive integer. Where the bytes
+        cannot be had (no file, no network), it is another `UserError`.
         """
         columns = self._checked(self.condition_columns if columns is None else columns)
         with self._telling(ref):
@@ -180,7 +211,11 @@ class ShardFolder:
             yield
         except (DamagedFile, OSError) as error:
             where = f"{self.location(ref.file)}, row group {ref.group}"
-            raise CorruptRowGroup(f"{where}: {str(error).splitlines()[0]}; {REPAIR}") from error
+            if isinstance(error, OSError) and error.errno != errno.EIO:  # all but a disk's bad sectors
+                raise UserError(
+                    f"{where} cannot be read: {first_line(error)}; see that the file can be read"
+                ) from error
+            raise CorruptRowGroup(where, first_line(error)) from error
 
     def _read(self, ref: RowGroupRef, conditions: tuple[str, ...]) -> RowGroup:
         texts = [self.manifest.cell_id_column, *self._sources(conditions)]
@@ -257,15 +292,3 @@ def _of_split(shard: Shard, group: int, split: str) -> RowGroupRef | None:
     is_heldout = mask_bits(mask, rows) | (shard.split == HELDOUT)
     chosen = (is_heldout if split == HELDOUT else ~is_heldout) & ~mask_bits(unused, rows)
     return RowGroupRef(shard.file, group, int(chosen.sum()), bit_mask(chosen)) if chosen.any() else None
-
-
-def bit_mask(chosen: np.ndarray) -> str:
-    """A boolean array as the hex digits of numpy's packbits."""
-    return np.packbits(chosen).tobytes().hex()
-
-
-def mask_bits(mask: str, rows: int) -> np.ndarray:
-    """The boolean array of `bit_mask`; "" is false everywhere."""
-    if not mask:
-        return np.zeros(rows, dtype=bool)
-    return np.unpackbits(np.frombuffer(bytes.fromhex(mask), dtype=np.uint8), count=rows).astype(bool)

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from mdsc.data.condition_levels import level_ids
-from mdsc.data.folds import folds_of_rows
-from mdsc.data.shards import RowGroupRef, ShardFolder
+from mdsc.data.quarantine import Quarantine, TrainingCells
+from mdsc.data.shards import RowGroupRef
 from mdsc.data.tokenizers import Tokenizer
 
 
@@ -23,6 +23,7 @@ class TokenGroup:
     starts: Sequence[int]
     """Where each row starts in these, and where the last one ends."""
     fold: Integer[np.ndarray, " rows"]
+    """Which fit has seen each row (`mdsc.data.folds`)."""
     categories: Mapping[str, Integer[np.ndarray, " rows"]]
     """Level of each row, 0 = unknown, 1.. = place in the list of levels."""
 
@@ -53,36 +54,36 @@ class TokenGroups:
     """Reads and tokenises row groups, and keeps the `capacity` ones that were used last. For one thread."""
 
     def __init__(
-        self, folder: ShardFolder, tokenizer: Tokenizer, levels: Mapping[str, tuple[str, ...]], *, capacity: int
+        self, source: Quarantine, tokenizer: Tokenizer, levels: Mapping[str, tuple[str, ...]], *, capacity: int
     ):
-        self._folder = folder
+        self._source = source
         self._tokenizer = tokenizer
         self._levels = levels
         self._capacity = capacity
         self._kept: OrderedDict[RowGroupRef, TokenGroup] = OrderedDict()
 
     def get(self, ref: RowGroupRef) -> TokenGroup:
+        """The row group, or what stands in for it."""
         if ref in self._kept:
             self._kept.move_to_end(ref)
             return self._kept[ref]
-        self._kept[ref] = self._read(ref)
+        training = self._source.training_cells(ref, tuple(self._levels))
+        self._kept[ref] = tokenise(training, self._tokenizer, self._levels, len(self._source.folder.vocabulary))
         if len(self._kept) > self._capacity:
             self._kept.popitem(last=False)
         return self._kept[ref]
 
-    def _read(self, ref: RowGroupRef) -> TokenGroup:
-        """Tokens of a whole row group in one call, and its conditions as places in `levels`."""
-        row_group = self._folder.read(ref, columns=tuple(self._levels))
-        gene_type = np.min_scalar_type(max(len(self._folder.vocabulary) - 1, 0))
-        token_type = np.min_scalar_type(self._tokenizer.num_tokens - 1)
-        return TokenGroup(
-            gene_index=row_group.gene_index.astype(gene_type),
-            counts=row_group.counts.astype(np.min_scalar_type(int(row_group.counts.max(initial=0)))),
-            tokens=self._tokenizer.encode(row_group.counts, row_group.indptr).astype(token_type),
-            starts=row_group.indptr.tolist(),
-            fold=folds_of_rows(ref).astype(np.int8),
-            categories={
-                name: level_ids(row_group.conditions[name], known).astype(np.int32)
-                for name, known in self._levels.items()
-            },
-        )
+
+def tokenise(
+    training: TrainingCells, tokenizer: Tokenizer, levels: Mapping[str, tuple[str, ...]], vocabulary_size: int
+) -> TokenGroup:
+    """Tokens of a whole row group in one call, and its conditions as places in `levels`."""
+    cells = training.cells
+    return TokenGroup(
+        gene_index=cells.gene_index.astype(np.min_scalar_type(max(vocabulary_size - 1, 0))),
+        counts=cells.counts.astype(np.min_scalar_type(int(cells.counts.max(initial=0)))),
+        tokens=tokenizer.encode(cells.counts, cells.indptr).astype(np.min_scalar_type(tokenizer.num_tokens - 1)),
+        starts=cells.indptr.tolist(),
+        fold=training.fold.astype(np.int8),
+        categories={name: level_ids(cells.conditions[name], known).astype(np.int32) for name, known in levels.items()},
+    )

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int32
 
+from mdsc.data.bit_masks import bit_mask
 from mdsc.data.byte_ranges import DamagedFile, Location, read_range
 from mdsc.data.row_group_checks import cell_entries, strings
 from mdsc.data.shard_file import Layout, decode, part_hash, read_layout
-from mdsc.data.shards import bit_mask
 from mdsc.errors import UserError
 from mdsc.prep.tahoe_heldout import HeldoutRule
 

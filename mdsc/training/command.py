@@ -23,6 +23,7 @@ from mdsc.training.cpu_processes import start_missing_processes
 from mdsc.training.option_checks import check
 from mdsc.training.plots import plot_losses
 from mdsc.training.progress import RunProgress
+from mdsc.training.quarantine_log import QuarantineLog
 from mdsc.training.tracking import Tracker
 from mdsc.training.trainer import Trainer, make_accelerator, uses_bf16
 
@@ -49,7 +50,9 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) 
     """Train and leave checkpoint, metrics.jsonl and loss.png in `config.output_dir`; give that folder."""
     check(config, accelerator.num_processes)
     cache = RangeCache(Path(config.data.cache_dir or Path(config.data.dir) / "cache"), config.data.cache_bytes)
-    folder = ShardFolder.open(config.data.dir, verify=config.data.verify, cache=cache)
+    # In quarantine a truncated file is one with corrupt row groups.
+    stops = config.data.on_corrupt == "stop"
+    folder = ShardFolder.open(config.data.dir, verify=config.data.verify, check_sizes=stops, cache=cache)
     levels = condition_levels(folder, config.data.condition_columns)
     tokenizer = make_tokenizer(config.tokenizer.name, config.tokenizer.num_tokens)
     loader = CellLoader(
@@ -69,6 +72,7 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) 
         rank=max(config.model.state_size, config.model.factor_size),
         validation_fraction=config.data.validation_fraction,
         cross_fit=config.model.cross_fit and config.model.factor_size > 0,
+        quarantine=loader.quarantine,
     )
     # The loader need not know the fitted values: they are for losses and decoding, and change no token.
     tokenizer = tokenizer.with_values(statistics.token_mean_count)
@@ -94,12 +98,18 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) 
             tracker=tracker,
         )
 
+        quarantine_log = QuarantineLog(accelerator, loader.quarantined, progress, tracker)
+
         def save(done: int) -> None:
+            quarantined = quarantine_log.update(done)
             if accelerator.is_main_process:
-                parts = Checkpoint(trainer.ema.model, tokenizer, folder.vocabulary, folder.statistics, config)
+                parts = Checkpoint(
+                    trainer.ema.model, tokenizer, folder.vocabulary, folder.statistics, config, quarantined
+                )
                 save_checkpoint(run_folder, parts)
 
-        trainer.run(loader.iterate(), save)
+        quarantine_log.update(0)
+        trainer.run(loader.iterate(), save, logged=quarantine_log.update)
     if accelerator.is_main_process:
         picture = plot_losses(run_folder, config.train.pathway_steps)
         progress.say(f"wrote {run_folder / WEIGHTS} and {picture}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -30,6 +31,10 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
+    def event(self, step: int, what: str, facts: Mapping[str, str | int]) -> None:
+        """Add a line of something that happened, with `what` as its "event"."""
+        self._file.write(json.dumps({"step": step, "event": what, **facts}) + "\n")
+
     def __enter__(self) -> "Tracker":
         return self
 
@@ -41,8 +46,8 @@ class Tracker:
             self._wandb.finish(exit_code=0 if kind is None else 1)
 
 
-def read_metrics(folder: str | Path) -> list[dict[str, float | int | None]]:
-    """The lines of a run's metrics.jsonl, in order."""
+def read_metrics(folder: str | Path) -> list[dict[str, float | int | str | None]]:
+    """The lines of a run's metrics.jsonl, in order; those of events have an "event"."""
     lines = (Path(folder) / FILE_NAME).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 

@@ -80,8 +80,16 @@ class Trainer:
         self.has_pads = config.data.gene_draw == "expressed"
         self._is_pathway_phase: bool | None = None
 
-    def run(self, batches: Iterator[CellBatch], save: Callable[[int], None]) -> None:
-        """Train for max_steps; `save(steps done)` is called on every process, every save_every steps and at the end."""
+    def run(
+        self,
+        batches: Iterator[CellBatch],
+        save: Callable[[int], None],
+        logged: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Train for max_steps; `save(steps done)` is called on every process, every save_every steps and at the end.
+
+        `logged(steps done)` is called likewise, every log_every steps and at the end.
+        """
         train = self.config.train
         with closing(batches):
             self._validate(0)
@@ -91,6 +99,7 @@ class Trainer:
                 done, is_last = step + 1, step + 1 == train.max_steps
                 if done % train.log_every == 0 or is_last:
                     self._log(done)
+                    logged(done)
                 elif done % PATIENCE == 0:
                     self.guard.check(done)
                 if done % train.validate_every == 0 or is_last:

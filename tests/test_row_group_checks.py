@@ -1,0 +1,78 @@
+"""The compiled and the plain form of the checks of a row group find the same faults and give the same entries."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mdsc.data.row_group_checks import cell_entries
+from mdsc.data.shard_file import DamagedFile
+
+INDEX = np.array([-1, -1, -1, 0, 1, -1, 2, 3], dtype=np.int32)  # id 5 is no gene of the vocabulary
+CLS = (1, -2.0)
+
+
+@pytest.fixture(params=["numpy", "numba"])
+def form(request, monkeypatch):
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    monkeypatch.setenv("MDSC_NUMBA", "0" if request.param == "numpy" else "1")
+
+
+PUBLISHED, COMPACT = (pa.int64(), pa.float32()), (pa.int32(), pa.uint16())
+
+
+def entries(*cells, types=PUBLISHED):
+    genes, values = ([[entry[place] for entry in cell] for cell in cells] for place in (0, 1))
+    columns = {"genes": pa.array(genes, pa.list_(types[0])), "expressions": pa.array(values, pa.list_(types[1]))}
+    return cell_entries(pa.table(columns), INDEX)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pytest.param([[CLS, (3, 1), (7, 5)], [CLS], [CLS, (4, 2)]], id="CLS opens each cell"),
+        pytest.param([[(3, 1), (7, 5)], [], [(4, 2)]], id="no CLS, an empty cell"),
+        pytest.param([[CLS, (3, 1), (7, 5)], [], [(4, 2)]], id="CLS in one cell"),
+    ],
+)
+def test_entries_without_cls(form, cells):
+    counts, gene_index, indptr = entries(*cells)
+    assert counts.tolist() == [1, 5, 2]
+    assert gene_index.tolist() == [0, 3, 1]
+    assert indptr.tolist() == [0, 2, 2, 3]
+    assert (counts.dtype, gene_index.dtype, indptr.dtype) == (np.int32, np.int32, np.int64)
+
+
+def test_types_of_compact_shards(form):
+    counts, gene_index, indptr = entries([(3, 1), (7, 65535)], [(6, 2)], types=COMPACT)
+    assert (counts.tolist(), gene_index.tolist(), indptr.tolist()) == ([1, 65535, 2], [0, 3, 2], [0, 2, 3])
+
+
+def test_order_within_a_cell_is_kept(form):
+    counts, gene_index, _ = entries([CLS, (7, 1), (3, 2)])
+    assert (counts.tolist(), gene_index.tolist()) == ([1, 2], [3, 0])
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, np.nan, np.inf, -np.inf, 2.0**31, 0.999])
+def test_counts_are_positive_integers(form, value):
+    with pytest.raises(DamagedFile, match="positive integers"):
+        entries([CLS, (3, 1)], [(4, value)])
+
+
+@pytest.mark.parametrize("gene", [5, 8, 2**40, -1, -5, 0, 1, 2])
+def test_genes_are_known(form, gene):
+    with pytest.raises(DamagedFile, match=r"column genes: (an )?id"):
+        entries([CLS, (3, 1)], [(gene, 1), (3, 1)])
+
+
+@pytest.mark.parametrize("cells", [[[(3, 1), CLS]], [[CLS, CLS, (3, 1)]], [[(1, -1), (3, 1)]], [[(2, -2), (3, 1)]]])
+def test_only_cls_at_the_start_of_a_cell_is_dropped(form, cells):
+    with pytest.raises(DamagedFile):
+        entries(*cells)
+
+
+@pytest.mark.parametrize("cell", [[(3, 1), (3, 1)], [(3, 1), (4, 1), (3, 1)], [(4, 1), (3, 1), (4, 1)]])
+def test_a_gene_comes_once_in_a_cell(form, cell):
+    with pytest.raises(DamagedFile, match="twice"):
+        entries([(7, 1)], cell)
+    assert len(entries([(3, 1)], [(3, 1)])[0]) == 2

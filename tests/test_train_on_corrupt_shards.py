@@ -1,0 +1,140 @@
+"""A flipped bit that a run meets after its start: exit code 2 and the name, or a record; never a hang."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from simulated_shards import simulated_counts, write_shards
+from tiny_run import NUM_GENES, flags, tiny_config
+
+import mdsc
+from mdsc.checkpoint import load_checkpoint
+from mdsc.cli import main
+from mdsc.data.loader import CellLoader
+from mdsc.data.quarantine import FILE_NAME
+from mdsc.data.tokenizers import make_tokenizer
+from mdsc.data.validation_split import some_validation_rows
+from mdsc.training import command
+from mdsc.training.tracking import read_metrics
+
+ROOT = Path(mdsc.__file__).parent.parent
+# The statistics at the start take few cells here, as they do of a large data set. RANK 1 may have a folder of its own.
+DRIVER = """
+import os, sys
+from functools import partial
+from mdsc.cli import exit_with
+from mdsc.training import command
+command.shard_statistics = partial(command.shard_statistics, max_cells=20)
+if os.environ.get("RANK") == "1" and "OTHER_FOLDER" in os.environ:
+    sys.argv += ["--data.dir", os.environ["OTHER_FOLDER"]]
+exit_with(lambda: command.main(sys.argv[1:]))
+"""
+LIMIT = 240
+"""Seconds; a hang is longer."""
+OPTIONS = ("--data.window", "1", "--validation.num-cells", "8", "--train.save-every", "10")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """`shards` is whole; in `damaged` a bit is flipped in the file of 12 that process 1 of 2 meets the latest."""
+    place = tmp_path_factory.mktemp("corrupt")
+    folder = write_shards(place / "shards", simulated_counts(240, NUM_GENES, mean=2.0), cells_per_shard=20)
+    shutil.copytree(place / "shards", place / "damaged")
+    config = tiny_config(place)
+    settings = replace(config.data, window=1)
+    loader = CellLoader(folder, make_tokenizer("rank"), settings, seed=config.seed, global_batch_size=16)
+    order, refs = loader.plan.epoch(0), loader.plan.row_groups
+    read_first = {ref.file for ref in some_validation_rows(refs, 0.2, 8)} | {refs[6].file}
+    first_step = {}
+    for step in range(loader.steps_per_epoch):
+        for lane in (1, 3):
+            for number in order.cells(step, lane).group.tolist():
+                first_step.setdefault(refs[number].file, step)
+    name = max(first_step.keys() - read_first, key=first_step.get)
+    assert 3 <= first_step[name] < 12, "met after some steps, and in the first epoch"
+    content = bytearray((place / "damaged" / name).read_bytes())
+    content[60] ^= 8
+    (place / "damaged" / name).write_bytes(content)
+    (place / "train_damaged.py").write_text(DRIVER)
+    (place / "name").write_text(name)
+    return place
+
+
+def arguments(place: Path, output: str, folder: str, *options: str) -> list[str]:
+    config = tiny_config(place, max_steps=14)
+    config = replace(config, data=replace(config.data, dir=str(place / folder)), output_dir=str(place / output))
+    return [*flags(config), *OPTIONS, *options]
+
+
+def two_processes(place: Path, output: str, folder: str, *options: str, **environment: str):
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    line = [sys.executable, *launch, str(place / "train_damaged.py"), *arguments(place, output, folder, *options)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(line, cwd=place, env=env, capture_output=True, text=True, timeout=LIMIT)
+
+
+def tells(place: Path, text: str, process: str = "") -> bool:
+    return f"error{process}: {place / 'damaged' / (place / 'name').read_text()}, row group 0: its bytes" in text
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run) if "loss" in line]
+
+
+@pytest.fixture
+def few_statistics(monkeypatch):
+    """As in DRIVER."""
+    monkeypatch.setattr(command, "shard_statistics", partial(command.shard_statistics, max_cells=20))
+
+
+@pytest.mark.parametrize("prefetch", ["0", "2"])
+def test_one_process_ends_with_the_name(place: Path, prefetch: str, capsys, few_statistics):
+    before = threading.active_count()
+    assert main(["train", *arguments(place, "one", "damaged", "--data.prefetch", prefetch)]) == 2
+    error = capsys.readouterr().err
+    assert tells(place, error), error
+    assert len(losses(place / "one")) >= 3, "it was met in mid-training"
+    assert threading.active_count() <= before
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_name_where_one_meets_it(place: Path):
+    """Process 0 has a whole folder, and would wait for ever for the other's gradients."""
+    done = two_processes(place, "two", "shards", "--data.prefetch", "2", OTHER_FOLDER=str(place / "damaged"))
+    assert tells(place, done.stderr, " (process 1)"), done.stderr
+    assert "exitcode  : 2" in done.stderr
+    assert done.returncode == 1, "accelerate launch says 1 of all that fails"
+    assert len(losses(place / "two")) >= 3
+
+
+@pytest.mark.slow
+def test_a_quarantined_run_is_the_same_on_two_processes_and_is_recorded(place: Path, capsys, few_statistics):
+    options = ("--data.on-corrupt", "quarantine", "--data.prefetch", "2")
+    assert main(["train", *arguments(place, "alone", "damaged", *options)]) == 0
+    alone = capsys.readouterr().out
+    done = two_processes(place, "both", "damaged", *options)
+    assert done.returncode == 0, done.stderr
+    name = (place / "name").read_text()
+    for run, said in ((place / "alone", alone), (place / "both", done.stdout)):
+        events = [line for line in read_metrics(run) if "event" in line]
+        assert [(event["event"], event["file"], event["group"]) for event in events] == [("quarantined", name, 0)]
+        assert said.count(f"warning: {name}, row group 0, is quarantined: its bytes are not") == 1
+        (kept,) = load_checkpoint(run).quarantined
+        assert {"step": events[0]["step"], "event": "quarantined", **asdict(kept)} == events[0]
+        assert (run / "loss.png").is_file()
+    assert (place / "alone" / FILE_NAME).read_text() == (place / "both" / FILE_NAME).read_text()
+    assert losses(place / "both") == pytest.approx(losses(place / "alone"), rel=1e-5)
+
+
+def test_a_run_without_corruption_leaves_no_record(place: Path, few_statistics):
+    (place / "clean").mkdir()
+    (place / "clean" / FILE_NAME).write_text("[]")  # of an earlier run
+    assert main(["train", *arguments(place, "clean", "shards", "--data.on-corrupt", "quarantine")]) == 0
+    assert not (place / "clean" / FILE_NAME).exists()
+    assert load_checkpoint(place / "clean").quarantined == ()
