@@ -30,7 +30,7 @@ def test_help_lists_every_command_without_importing_torch():
         pytest.param(["trian"], "perhaps you meant `mdsc train`", id="near"),
         pytest.param(["xyzzy"], "`mdsc --help`", id="far"),
         pytest.param(["prepare", "demmo"], "perhaps you meant `mdsc prepare demo`", id="near-in-group"),
-        pytest.param(["prepare", "--x"], "prepare h5ad, prepare demo", id="far-in-group"),
+        pytest.param(["prepare", "--x"], "prepare h5ad, prepare tahoe, prepare demo", id="far-in-group"),
         pytest.param(["doctor", "--now"], "takes no options", id="unwanted-option"),
     ],
 )

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from shared_data import ROOT
+from tahoe_folder import small_tahoe
 
 
 def run(folder, script, *args):
@@ -23,5 +24,13 @@ def test_each_runs_and_tells_of_mistakes(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: data/demo/pbmc700.h5ad has no column 'drug' in obs (--condition-columns)")
     assert done.stderr.count("\n") <= 2
+    done = run(tmp_path, "tahoe.py", "--source", "nowhere", "--output-dir", "s")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --source nowhere: there is no such folder")
+    small_tahoe(tmp_path / "published")
+    options = ["--heldout-by", "drug", "DMSO_TF", "Infigratinib", "--heldout-by", "plate", "plate2"]
+    done = run(tmp_path, "tahoe.py", "--source", "published", "--output-dir", "s", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "conditions: drug, cell_line, plate, dose\n3 of the 3 files of published\n" in done.stdout
     done = run(tmp_path, "simulate.py", "--output-dir", "sim", "--num-cells", "50")
     assert (done.returncode, done.stderr) == (0, "")

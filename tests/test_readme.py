@@ -112,6 +112,7 @@ def help_text() -> str:
             "evaluate inpaint",
             "validate",
             "prepare h5ad",
+            "prepare tahoe",
             "prepare demo",
             "shards-to-h5ad",
         ):

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
+from mdsc.data.bit_masks import bit_mask
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.shard_writer import ShardWriter
-from mdsc.data.shards import RowGroupRef, ShardFolder, bit_mask
+from mdsc.data.shards import RowGroupRef, ShardFolder
 from mdsc.errors import UserError
 
 GENES = 40

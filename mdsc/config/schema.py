@@ -7,7 +7,7 @@ from typing import Literal
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     dir: str = "data/demo/shards"
-    """Folder of shards (made by data_prep/h5ad.py, data_prep/demo.py or data_prep/simulate.py)."""
+    """Folder of shards (made by data_prep/h5ad.py, tahoe.py, demo.py or simulate.py)."""
     num_genes: int = 1024
     """Genes of one training example; all of them where the vocabulary is smaller."""
     gene_draw: Literal["detection", "uniform", "expressed"] = "detection"
@@ -26,6 +26,11 @@ class DataConfig:
     """Condition columns of the shards that the model is told (drug, cell_line, ...)."""
     verify: bool = True
     """Compare the hash of each row group that is read with the manifest's. It costs some 10% of reading."""
+    cache_dir: str | None = None
+    """Folder for row groups that are read from far away (shards of `mdsc prepare tahoe --stream`); default: `cache` in
+    the folder of shards. Runs may share it."""
+    cache_bytes: int = 20_000_000_000
+    """Most bytes in it; the least recently used row groups go first. 0 keeps none."""
     workers: int = 0
     """Processes that read and tokenise, per training process, each for some of its lanes; 0 leaves that to a thread."""
     on_corrupt: Literal["stop", "quarantine"] = "stop"

@@ -31,10 +31,13 @@ class Shard:
     row_groups: tuple[int, ...]
     """Rows of each row group."""
     hashes: tuple[str, ...] = ()
-    """Of each row group and of the footer (`mdsc.data.shard_file`); empty where the file was not hashed."""
+    """Of each row group and of the footer (`mdsc.data.shard_file`); empty where the file was not hashed, and each one
+    where its part was not (row groups of a file that is read from far away)."""
     heldout: tuple[str, ...] = ()
     """Rows of each row group that are of split "heldout" and not of `split`, as the hex digits of a bit mask (numpy's
     packbits); empty where no row is."""
+    unused: tuple[str, ...] = ()
+    """Rows of each row group that are of no split, likewise."""
 
     @property
     def rows(self) -> int:
@@ -62,8 +65,8 @@ class Manifest:
     lookups: Mapping[str, Lookup] = field(default_factory=dict)
     """How conditions that are no columns of the files are found."""
     root: str = ""
-    """Where the files are: "" for the folder of the manifest, else an absolute path. Not part of the digest, so that
-    data may move."""
+    """Where the files are: "" for the folder of the manifest, else an absolute path, or a URL that ends with "/". Not
+    part of the digest, so that data may move."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"format": FORMAT, "version": VERSION} | asdict(self)
@@ -146,13 +149,15 @@ def _check_shard(shard: dict[str, Any]) -> None:
     groups = _as_list(shard["row_groups"], f"row_groups of {file}")
     _require(all(_is_number(rows, MOST_ROWS) for rows in groups), f"row_groups of {file}")
     hashes = _as_list(shard.get("hashes", []), f"hashes of {file}")
-    are_hashes = all(isinstance(digits, str) and HASH.fullmatch(digits) for digits in hashes)
+    # A part of a file that is far away may have no hash.
+    are_hashes = all(isinstance(digits, str) and (digits == "" or HASH.fullmatch(digits)) for digits in hashes)
     _require(are_hashes and len(hashes) in (0, len(groups) + 1), f"hashes of {file}")
-    masks = _as_list(shard.get("heldout", []), f"heldout of {file}")
-    _require(len(masks) in (0, len(groups)), f"heldout of {file}")
-    for mask, rows in zip(masks, groups, strict=False):
-        is_mask = isinstance(mask, str) and MASK.fullmatch(mask) is not None
-        _require(is_mask and len(mask) in (0, 2 * -(-rows // 8)), f"heldout of {file}", mask)
+    for name in ("heldout", "unused"):
+        masks = _as_list(shard.get(name, []), f"{name} of {file}")
+        _require(len(masks) in (0, len(groups)), f"{name} of {file}")
+        for mask, rows in zip(masks, groups, strict=False):
+            is_mask = isinstance(mask, str) and MASK.fullmatch(mask) is not None
+            _require(is_mask and len(mask) in (0, 2 * -(-rows // 8)), f"{name} of {file}", mask)
 
 
 def _require(is_right: bool, what: str, value: Any = None) -> None:

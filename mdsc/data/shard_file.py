@@ -15,18 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mdsc.data.byte_ranges import DamagedFile, Location, read_range, size_of, time_of_change
+
 MAGIC = b"PAR1"
 HASH_DIGITS = 32
 OPEN_FOOTERS = 4096
-
-
-class DamagedFile(Exception):
-    """Bytes that are not what was prepared, or no parquet; the message says what is wrong, without naming the file."""
 
 
 @dataclass(frozen=True)
@@ -47,37 +44,47 @@ def part_hash(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()[:HASH_DIGITS]
 
 
-def hash_parts(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def hash_parts(file: Location) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Rows of each row group of a file, and the hashes of its parts (one more than there are row groups).
 
     Reads the whole file once, a part at a time. `DamagedFile` where it is no parquet file.
     """
-    status = path.stat()
-    layout = _layout(path, status.st_size, None, status.st_mtime_ns)
-    return layout.rows, tuple(part_hash(read_range(path, start, stop)) for start, stop in pairwise(layout.bounds))
+    layout = read_layout(file, size_of(file))
+    return layout.rows, tuple(part_hash(read_range(file, start, stop)) for start, stop in pairwise(layout.bounds))
 
 
 def read_row_group(
-    path: Path, group: int, columns: Sequence[str], *, size: int, hashes: Sequence[str], verify: bool = True
+    file: Location, group: int, columns: Sequence[str], *, size: int, hashes: Sequence[str], verify: bool = True
 ) -> pa.Table:
     """The given columns of row group `group`; a column that the file does not have is not in the table.
 
     Args:
         size: bytes that the file should have.
-        hashes: of its parts, from the manifest; empty where it was never hashed.
+        hashes: of its parts, from the manifest; empty where it was never hashed, as is a single part's.
         verify: compare the hashes of the footer and of this row group.
 
     Raises:
         DamagedFile: a hash differs, or the bytes do not decode.
         OSError: the file cannot be read.
     """
-    layout = _layout(path, size, hashes[-1] if verify and hashes else None, path.stat().st_mtime_ns)
+    hashes = hashes if verify else ()
+    layout = layout_of(file, size, hashes[-1] if hashes else None, time_of_change(file))
     if not 0 <= group < layout.metadata.num_row_groups:
         raise DamagedFile(f"the file has {layout.metadata.num_row_groups} row groups")
     start, stop = layout.bounds[group : group + 2]
-    data = read_range(path, start, stop)
-    if verify and hashes and part_hash(data) != hashes[group]:
+    expected = hashes[group] if hashes else ""
+
+    def is_right(data: bytes) -> bool:
+        return not expected or part_hash(data) == expected
+
+    data = read_range(file, start, stop, keep_if=is_right)
+    if not is_right(data):
         raise DamagedFile("its bytes are not those that were prepared (SHA-256 differs)")
+    return decode(data, start, layout, group, columns)
+
+
+def decode(data: bytes, start: int, layout: Layout, group: int, columns: Sequence[str]) -> pa.Table:
+    """Columns of a row group out of bytes of the file, of which the first is byte `start`."""
     try:
         with pq.ParquetFile(pa.PythonFile(_Window(data, start), mode="r"), metadata=layout.metadata) as file:
             return file.read_row_group(group, columns=list(columns))
@@ -85,30 +92,15 @@ def read_row_group(
         raise DamagedFile(str(error).splitlines()[0]) from error
 
 
-def read_range(path: Path, start: int, stop: int) -> bytes:
-    """Bytes `start` to `stop` of a file, all of them or `DamagedFile`."""
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        parts, missing = [], stop - start
-        while missing:
-            part = file.read(missing)
-            if not part:
-                raise DamagedFile(f"it is truncated: {missing:,} bytes are missing")
-            parts.append(part)
-            missing -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-# Footers are small and are asked for with each row group; a changed file has another size, hash or time.
-@lru_cache(maxsize=OPEN_FOOTERS)
-def _layout(path: Path, size: int, footer_hash: str | None, changed: int) -> Layout:
-    ending = read_range(path, max(0, size - 8), size)
+def read_layout(file: Location, size: int, footer_hash: str | None = None) -> Layout:
+    """Reads the footer, and checks it where its hash is known. `DamagedFile` where it is no parquet file."""
+    ending = read_range(file, max(0, size - 8), size)
     if ending[4:] != MAGIC:
         raise DamagedFile("it does not end as a parquet file does")
     footer_start = size - 8 - struct.unpack("<I", ending[:4])[0]
     if footer_start < len(MAGIC):
         raise DamagedFile("its footer has an impossible length")
-    footer = read_range(path, footer_start, size)
+    footer = read_range(file, footer_start, size)
     if footer_hash is not None and part_hash(footer) != footer_hash:
         raise DamagedFile("its footer is not the one that was prepared (SHA-256 differs)")
     try:
@@ -120,6 +112,13 @@ def _layout(path: Path, size: int, footer_hash: str | None, changed: int) -> Lay
     if any(one > other for one, other in pairwise(bounds)):
         raise DamagedFile("its row groups do not follow each other in the file")
     return Layout(metadata, bounds)
+
+
+# Footers are small and are asked for with each row group; a changed file has another size, hash or time.
+@lru_cache(maxsize=OPEN_FOOTERS)
+def layout_of(file: Location, size: int, footer_hash: str | None, changed: int) -> Layout:
+    """`read_layout`, remembered; `changed` is the file's `time_of_change`."""
+    return read_layout(file, size, footer_hash)
 
 
 def _start(row_group: pq.RowGroupMetaData) -> int:

@@ -16,10 +16,13 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
 
+from mdsc.data.bit_masks import bit_mask, mask_bits
+from mdsc.data.byte_ranges import DamagedFile, Location, RemoteFile, is_url
 from mdsc.data.genes import GeneStatistics, GeneVocabulary
 from mdsc.data.manifest import Manifest, Shard, load_manifest
+from mdsc.data.range_cache import RangeCache
 from mdsc.data.row_group_checks import cell_entries, first_line, strings
-from mdsc.data.shard_file import DamagedFile, read_row_group
+from mdsc.data.shard_file import read_row_group
 from mdsc.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class RowGroupRef:
         """Numbers of the rows, of all that the row group has."""
         if not self.mask:
             return np.arange(stored_rows)
-        return np.flatnonzero(_bits(self.mask, stored_rows))
+        return np.flatnonzero(mask_bits(self.mask, stored_rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,23 +97,32 @@ class ShardFolder:
     vocabulary: GeneVocabulary
     verify: bool = True
     """Compare the hash of each row group that is read."""
+    cache: RangeCache | None = None
+    """Where row groups are kept that were read from far away."""
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True, check_sizes: bool = True) -> "ShardFolder":
+    def open(
+        cls, path: str | Path, *, verify: bool = True, check_sizes: bool = True, cache: RangeCache | None = None
+    ) -> "ShardFolder":
         """Read manifest and genes, and check that every shard is there in full; no cell is read.
 
         Without `check_sizes` a truncated file is told when a row group of it is read.
         """
         path = Path(path)
-        folder = cls(path, load_manifest(path), GeneVocabulary.load(path), verify)
+        folder = cls(path, load_manifest(path), GeneVocabulary.load(path), verify, cache)
         for shard in folder.manifest.shards:
             if (fault := folder.file_fault(shard, check_sizes=check_sizes)) is not None:
                 raise UserError(fault)
         return folder
 
     def file_fault(self, shard: Shard, *, check_sizes: bool = True) -> str | None:
-        """What is wrong with a shard before it is read; None where it is there, and of the right size."""
+        """What is wrong with a shard before it is read; None where it is there, and of the right size.
+
+        A file under a URL is not asked for: there may be thousands, and each is checked when it is first read.
+        """
         file = self.location(shard.file)
+        if isinstance(file, RemoteFile):
+            return None
         try:
             size = file.stat().st_size if file.is_file() else None
         except OSError:  # such as a name that is too long
@@ -161,8 +173,10 @@ class ShardFolder:
     def num_cells(self, split: str = "train") -> int:
         return sum(ref.rows for ref in self.row_groups(split))
 
-    def location(self, file: str) -> Path:
+    def location(self, file: str) -> Location:
         """Where a shard is."""
+        if is_url(self.manifest.root):
+            return RemoteFile(f"{self.manifest.root}{file}", self._shards[file].bytes, self.cache)
         return self.path / self.manifest.root / file
 
     def read(self, ref: RowGroupRef, columns: Sequence[str] | None = None) -> RowGroup:
@@ -270,19 +284,11 @@ class ShardFolder:
 def _of_split(shard: Shard, group: int, split: str) -> RowGroupRef | None:
     """The cells of a split in a row group; None where it has none."""
     rows, mask = shard.row_groups[group], shard.heldout[group] if shard.heldout else ""
-    if not mask:
+    unused = shard.unused[group] if shard.unused else ""
+    if not mask and not unused:
         return RowGroupRef(shard.file, group, rows) if rows and shard.split == split else None
     if split not in (shard.split, HELDOUT):
         return None
-    is_heldout = _bits(mask, rows)
-    chosen = is_heldout if split == HELDOUT else ~is_heldout
+    is_heldout = mask_bits(mask, rows) | (shard.split == HELDOUT)
+    chosen = (is_heldout if split == HELDOUT else ~is_heldout) & ~mask_bits(unused, rows)
     return RowGroupRef(shard.file, group, int(chosen.sum()), bit_mask(chosen)) if chosen.any() else None
-
-
-def bit_mask(chosen: np.ndarray) -> str:
-    """A boolean array as the hex digits of numpy's packbits."""
-    return np.packbits(chosen).tobytes().hex()
-
-
-def _bits(mask: str, rows: int) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(mask), dtype=np.uint8), count=rows).astype(bool)
