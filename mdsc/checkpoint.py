@@ -24,7 +24,8 @@ from mdsc.config.yaml_flags import dump, parse
 from mdsc.data import quarantine
 from mdsc.data.genes import GeneStatistics, GeneVocabulary
 from mdsc.data.quarantine import Quarantined
-from mdsc.data.tokenizers import Tokenizer, load_tokenizer
+from mdsc.data.tokenizer_file import load_tokenizer, save_tokenizer
+from mdsc.data.tokenizers import Tokenizer
 from mdsc.errors import UserError
 from mdsc.model.modeling import MdscModel
 
@@ -64,7 +65,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         # safetensors makes a file that its owner alone can read.
         shutil.copymode(beside / "config.json", beside / WEIGHTS)
         checkpoint.vocabulary.save(beside, checkpoint.statistics)
-        checkpoint.tokenizer.save(beside)
+        save_tokenizer(checkpoint.tokenizer, beside)
         if checkpoint.config is not None:
             (beside / TRAINING).write_text(dump(checkpoint.config), encoding="utf-8")
         (beside / quarantine.FILE_NAME).write_text(quarantine.to_json(checkpoint.quarantined), encoding="utf-8")

@@ -215,7 +215,11 @@ def test_condition_levels(folder):
 def test_row_groups_are_read_once_while_they_fit(folder, monkeypatch):
     reads = []
     read = ShardFolder.read
-    monkeypatch.setattr(ShardFolder, "read", lambda self, ref, columns: reads.append(ref) or read(self, ref, columns))
+    monkeypatch.setattr(
+        ShardFolder,
+        "read",
+        lambda self, ref, columns, **options: reads.append(ref) or read(self, ref, columns, **options),
+    )
     loader = make_loader(folder)
     take(loader, 3 * loader.steps_per_epoch)
     assert len(reads) == len(set(reads)) == 5
@@ -236,7 +240,11 @@ def test_seeking_reads_only_what_the_step_needs(folder, monkeypatch):
     settings = replace(SETTINGS, window=1, num_lanes=1, prefetch=0)
     loader = make_loader(folder, settings, global_batch_size=8)
     read, reads = ShardFolder.read, []
-    monkeypatch.setattr(ShardFolder, "read", lambda self, ref, columns: reads.append(ref) or read(self, ref, columns))
+    monkeypatch.setattr(
+        ShardFolder,
+        "read",
+        lambda self, ref, columns, **options: reads.append(ref) or read(self, ref, columns, **options),
+    )
     take(loader, 1, start=10 * loader.steps_per_epoch + loader.steps_per_epoch // 2)
     assert len(reads) <= 2
 

@@ -102,7 +102,9 @@ def test_a_row_group_is_read_however_few_cells_are_asked_for(folder):
 def test_few_cells_are_taken_evenly(folder, monkeypatch):
     read, files = ShardFolder.read, []
     monkeypatch.setattr(
-        ShardFolder, "read", lambda self, ref, columns: files.append(ref.file) or read(self, ref, columns)
+        ShardFolder,
+        "read",
+        lambda self, ref, columns, **options: files.append(ref.file) or read(self, ref, columns, **options),
     )
     found = run(folder, max_cells=200, cross_fit=False)
     assert sorted(set(files)) == ["train-00001.parquet", "train-00003.parquet"]

@@ -7,7 +7,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from mdsc.data.tokenizers import load_tokenizer, make_tokenizer
+from mdsc.data.tokenizer_file import load_tokenizer, save_tokenizer
+from mdsc.data.tokenizers import make_tokenizer
 from mdsc.errors import UserError
 
 ALL = [pytest.param(name, id=name) for name in ("rank", "quantile", "count")]
@@ -185,7 +186,7 @@ def test_values_are_fitted_saved_and_loaded(name, tmp_path):
     assert (np.diff(values) > 0).all()
     assert values[4] == pytest.approx(4 if name == "count" else 4.5)  # exact tokens stay exact
     assert values[20] == pytest.approx(20 if name == "count" else 20.5, rel=0.2)
-    tokenizer.save(tmp_path)
+    save_tokenizer(tokenizer, tmp_path)
     again = load_tokenizer(tmp_path)
     assert again == tokenizer
     assert (again.values == values).all()
@@ -229,7 +230,7 @@ def test_wrong_names_and_sizes_are_told(tmp_path):
     ],
 )
 def test_a_damaged_tokenizer_is_told(tmp_path, change):
-    make_tokenizer("rank", 4).save(tmp_path)
+    save_tokenizer(make_tokenizer("rank", 4), tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer of mdsc"):

@@ -97,14 +97,14 @@ class Quarantine:
                 self._keep(one)
 
     def read(self, ref: RowGroupRef, columns: Sequence[str] | None = None) -> RowGroup | None:
-        """The row group, or None where it is quarantined."""
+        """The row group, without cell ids, or None where it is quarantined."""
         place = (ref.file, ref.group)
         if place in self._substitutes:
             return None
         self._met.add(place)
         group = None
         try:
-            group = self.folder.read(ref, columns)
+            group = self.folder.read(ref, columns, with_cell_ids=False)
         except CorruptRowGroup as error:
             if self._on_corrupt == "stop":
                 raise
@@ -118,10 +118,10 @@ class Quarantine:
             return TrainingCells(group, folds_of_rows(ref))
         substitute = self._refs[self._substitutes[ref.file, ref.group]]
         try:
-            group = self.folder.read(substitute, columns)
+            group = self.folder.read(substitute, columns, with_cell_ids=False)
         except CorruptRowGroup as error:
             substitute = self._substitute(ref, f"its substitute is corrupt too ({error.why})")
-            group = self.folder.read(substitute, columns)
+            group = self.folder.read(substitute, columns, with_cell_ids=False)
         rows = self._rows_for(ref, substitute)
         return TrainingCells(group.select(rows), folds_of_rows(substitute)[rows])
 
@@ -150,7 +150,7 @@ class Quarantine:
                 break
             tried += 1
             try:
-                self.folder.read(candidate, ())
+                self.folder.read(candidate, (), with_cell_ids=False)
             except CorruptRowGroup:
                 continue
             return candidate

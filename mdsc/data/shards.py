@@ -77,7 +77,7 @@ class RowGroup:
     """Places in the vocabulary."""
     indptr: Int64[np.ndarray, " rows_plus_one"]
     cell_ids: np.ndarray
-    """(rows,) of str."""
+    """(rows,) of str; (0,) where they were not asked for."""
     conditions: dict[str, np.ndarray]
     """(rows,) of str each; "" is unknown."""
 
@@ -87,7 +87,8 @@ class RowGroup:
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         entries = np.repeat(self.indptr[rows] - indptr[:-1], lengths) + np.arange(indptr[-1])
         conditions = {name: values[rows] for name, values in self.conditions.items()}
-        return RowGroup(self.counts[entries], self.gene_index[entries], indptr, self.cell_ids[rows], conditions)
+        cell_ids = self.cell_ids[rows] if len(self.cell_ids) else self.cell_ids
+        return RowGroup(self.counts[entries], self.gene_index[entries], indptr, cell_ids, conditions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +180,7 @@ class ShardFolder:
             return RemoteFile(f"{self.manifest.root}{file}", self._shards[file].bytes, self.cache)
         return self.path / self.manifest.root / file
 
-    def read(self, ref: RowGroupRef, columns: Sequence[str] | None = None) -> RowGroup:
+    def read(self, ref: RowGroupRef, columns: Sequence[str] | None = None, *, with_cell_ids: bool = True) -> RowGroup:
         """Read and check one row group, with these condition columns (default: all).
 
         A `CorruptRowGroup` names file, row group and column if its bytes are not those that were prepared, if it does
@@ -188,7 +189,7 @@ class ShardFolder:
         """
         columns = self._checked(self.condition_columns if columns is None else columns)
         with self._telling(ref):
-            return self._read(ref, columns)
+            return self._read(ref, columns, with_cell_ids)
 
     def read_conditions(self, ref: RowGroupRef, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """Condition columns alone, (rows,) of str each, "" is unknown; errors are those of `read`."""
@@ -217,13 +218,15 @@ class ShardFolder:
                 ) from error
             raise CorruptRowGroup(where, first_line(error)) from error
 
-    def _read(self, ref: RowGroupRef, conditions: tuple[str, ...]) -> RowGroup:
-        texts = [self.manifest.cell_id_column, *self._sources(conditions)]
+    def _read(self, ref: RowGroupRef, conditions: tuple[str, ...], with_cell_ids: bool) -> RowGroup:
+        ids = [self.manifest.cell_id_column] if with_cell_ids else []
+        texts = [*ids, *self._sources(conditions)]
         table = self._table(ref, ["genes", "expressions", *texts])
         counts, gene_index, indptr = cell_entries(table, self.vocabulary.index_of_token)
         text = self._text(table, texts)
         found = {name: self._condition(name, text) for name in conditions}
-        group = RowGroup(counts, gene_index, indptr, text[texts[0]], found)
+        cell_ids = text[ids[0]] if ids else np.empty(0, dtype=object)
+        group = RowGroup(counts, gene_index, indptr, cell_ids, found)
         return group.select(ref.chosen(len(table))) if ref.mask else group
 
     def _table(self, ref: RowGroupRef, columns: Sequence[str]) -> pa.Table:

@@ -4,13 +4,9 @@ Token 0 is count 0, and nothing else is. Tokens of a cell depend on the counts o
 the same tokens alone and in any batch. What is decoded depends on the visible counts alone.
 """
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -20,8 +16,6 @@ from torch import Tensor
 
 from mdsc.data.cell_ranks import counts_below, csr_counts_below, csr_dense_rank_tokens, dense_ranks
 from mdsc.errors import UserError
-
-FILE_NAME = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -103,10 +97,6 @@ class Tokenizer(ABC):
             # Means of few cells may fall where they should rise; the ordinal losses need an order.
             fitted.append(max(float(value), fitted[-1] * (1 + 1e-6)))
         return replace(self, token_values=tuple(fitted))
-
-    def save(self, folder: str | Path) -> None:
-        text = json.dumps({"name": self.name} | asdict(self), indent=1)
-        (Path(folder) / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -257,27 +247,6 @@ def make_tokenizer(name: str, num_tokens: int | None = None) -> Tokenizer:
     upper = (*edges[1:], round(1.25 * edges[-1]) + 1)
     middle = tuple((low + high - 1) / 2 for low, high in zip(edges, upper, strict=True))
     return CLASSES[name](edges, middle)
-
-
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder."""
-    path = Path(folder) / FILE_NAME
-    if not path.is_file():
-        raise UserError(f"{path} is missing: this is no whole checkpoint; copy it again or train again")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        kind, edges, values = CLASSES[stored["name"]], tuple(stored["edges"]), tuple(stored["token_values"])
-        if not all(type(edge) is int and edge < 2**31 for edge in edges) or not _rise_from_0(edges):
-            raise ValueError("its edges are not whole numbers that rise from 0")
-        if len(values) != len(edges) or not _rise_from_0(values):
-            raise ValueError("its token_values are not as many numbers that rise from 0")
-        return kind(edges, values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a tokenizer of mdsc ({error}); copy the checkpoint again") from error
-
-
-def _rise_from_0(numbers: Sequence[float | int]) -> bool:
-    return len(numbers) > 0 and numbers[0] == 0 and all(low < high < np.inf for low, high in pairwise(numbers))
 
 
 def _log_edges(num_tokens: int, top: int) -> tuple[int, ...]:
