@@ -225,15 +225,15 @@ def test_row_groups_are_read_once_while_they_fit(folder, monkeypatch):
     assert len(reads) == len(set(reads)) == 5
 
 
-def test_no_more_row_groups_are_kept_than_allowed(folder):
+def test_row_groups_in_use_are_kept_and_others_while_there_is_room(folder):
     kept = TokenGroups(Quarantine(folder, validation_fraction=0.1), make_tokenizer("rank"), {}, capacity=2)
     refs = folder.row_groups("train")
-    groups = [weakref.ref(kept.get(ref)) for ref in refs]
-    assert [group() is not None for group in groups] == [False, False, False, True, True]
-    assert kept.get(refs[3]) is groups[3]()
-    kept.get(refs[0])
-    assert groups[3]() is not None  # used since
-    assert groups[4]() is None
+    groups = [weakref.ref(kept.get([ref], [refs[1], ref])[0]) for ref in refs]
+    assert [group() is not None for group in groups] == [False, True, False, False, True]
+    assert kept.get([refs[1]], [refs[1]])[0] is groups[1]()
+    assert len(kept.get(refs, refs)) == 5
+    assert groups[1]() is not None
+    assert groups[4]() is not None
 
 
 def test_seeking_reads_only_what_the_step_needs(folder, monkeypatch):

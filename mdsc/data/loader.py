@@ -32,9 +32,9 @@ class CellLoader:
     step, and the genes that are drawn depend on (seed, epoch, step, lane) alone, or in the expressed-only draw on the
     cell.
 
-    In memory are at most (lanes of this rank + 1) * window row groups, at some 4 bytes per nonzero count: with 8 lanes,
-    a window of 16 and row groups of 1,000 cells with 1,450 genes, 0.8 GB. Worker processes share the lanes, and so the
-    memory: each has some of them.
+    In memory are the row groups of the lanes' windows, at some 4 bytes per nonzero count: with 8 lanes, a window of 16
+    and row groups of 1,000 cells with 1,450 genes, 0.75 GB. Worker processes share the lanes, and so the memory: each
+    has some of them.
     """
 
     def __init__(
@@ -111,9 +111,8 @@ class CellLoader:
 
     def parts(self, lanes: Sequence[int], start_step: int = 0) -> Iterator[DenseCells]:
         """What these lanes give to global steps `start_step`, `start_step` + 1, ...: what one process computes."""
-        kept = TokenGroups(
-            self.quarantine, self.tokenizer, self.levels, capacity=(len(lanes) + 1) * self.settings.window
-        )
+        capacity = len(lanes) * self.settings.window
+        kept = TokenGroups(self.quarantine, self.tokenizer, self.levels, capacity=capacity)
         order = None
         for global_step in count(start_step):
             epoch, step = divmod(global_step, self.steps_per_epoch)
@@ -149,8 +148,10 @@ class CellLoader:
     def _part(self, kept: TokenGroups, order: EpochPlan, step: int, lanes: Sequence[int]) -> DenseCells:
         size = self.plan.cells_per_lane
         addresses = [order.cells(step, lane) for lane in lanes]
-        numbers = dict.fromkeys(number for cells in addresses for number in cells.group.tolist())
-        needed = {number: kept.get(self.plan.row_groups[number]) for number in numbers}
+        row_groups = self.plan.row_groups
+        numbers = list(dict.fromkeys(number for cells in addresses for number in cells.group.tolist()))
+        in_use = [row_groups[number] for lane in lanes for number in order.groups_in_use(lane)]
+        needed = dict(zip(numbers, kept.get([row_groups[number] for number in numbers], in_use), strict=True))
         by_cell = self.settings.gene_draw == "expressed"
         dense = self._empty((len(lanes), size, self._sets.num_genes), needed.values(), shared_genes=not by_cell)
         for place, (lane, cells) in enumerate(zip(lanes, addresses, strict=True)):

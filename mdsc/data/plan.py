@@ -17,7 +17,7 @@ mixes num_lanes * window random pieces, and a process holds in memory its lanes'
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from jaxtyping import Int64
@@ -122,6 +122,10 @@ class EpochPlan:
             done += len(part)
         return CellAddresses(groups, rows)
 
+    def groups_in_use(self, lane: int) -> frozenset[int]:
+        """Numbers of the row groups of the lane's window, after its `cells` of a step."""
+        return self._windows[lane].groups
+
     def _window_at(self, lane: int, position: int) -> "_Window":
         held = self._windows.get(lane)
         if held is None or not 0 <= position - held.start < len(held.cells.group):
@@ -133,11 +137,12 @@ class EpochPlan:
         lane_length = plan.steps_per_epoch * plan.cells_per_lane
         lane_start = lane * lane_length
         first_piece, this_piece = np.searchsorted(self._end, [lane_start, lane_start + position], side="right")
-        # First windows are of staggered sizes, so that lanes do not all turn to new row groups in the same step.
-        shorter = lane * plan.window // plan.num_lanes
-        number = (this_piece - first_piece + shorter) // plan.window
-        begin = max(first_piece, first_piece - shorter + number * plan.window)
-        end = min(first_piece - shorter + (number + 1) * plan.window, len(self._end))
+        # First windows are of staggered sizes, so that lanes do not all turn to new row groups in the same step; half
+        # of them are longer than the others, so that as much is in memory at the start as later.
+        first_size = (plan.window + 1) // 2 + lane * plan.window // plan.num_lanes
+        number = max(0, 1 + (this_piece - first_piece - first_size) // plan.window)
+        begin = first_piece + (first_size + (number - 1) * plan.window if number else 0)
+        end = min(first_piece + first_size + number * plan.window, len(self._end))
 
         shuffled_rows = cache(lambda group: plan.shuffled_rows(self.number, group))
         groups, rows = [], []
@@ -162,3 +167,7 @@ class _Window:
 
     start: int
     cells: CellAddresses
+
+    @cached_property
+    def groups(self) -> frozenset[int]:
+        return frozenset(self.cells.group.tolist())

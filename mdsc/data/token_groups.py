@@ -1,7 +1,6 @@
 """Row groups as the loader keeps them: tokenised whole, packed, and only the ones that are in use."""
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,27 +50,30 @@ def entries_of(groups: Sequence[TokenGroup], rows: Sequence[int]) -> CellEntries
 
 
 class TokenGroups:
-    """Reads and tokenises row groups, and keeps the `capacity` ones that were used last. For one thread."""
+    """Reads and tokenises row groups, and keeps those in use, and others while there is room. For one thread."""
 
     def __init__(
         self, source: Quarantine, tokenizer: Tokenizer, levels: Mapping[str, tuple[str, ...]], *, capacity: int
     ):
+        """`capacity`: row groups that are kept where fewer are in use."""
         self._source = source
         self._tokenizer = tokenizer
         self._levels = levels
         self._capacity = capacity
-        self._kept: OrderedDict[RowGroupRef, TokenGroup] = OrderedDict()
+        self._kept: dict[RowGroupRef, TokenGroup] = {}
 
-    def get(self, ref: RowGroupRef) -> TokenGroup:
-        """The row group, or what stands in for it."""
-        if ref in self._kept:
-            self._kept.move_to_end(ref)
-            return self._kept[ref]
-        training = self._source.training_cells(ref, tuple(self._levels))
-        self._kept[ref] = tokenise(training, self._tokenizer, self._levels, len(self._source.folder.vocabulary))
-        if len(self._kept) > self._capacity:
-            self._kept.popitem(last=False)
-        return self._kept[ref]
+    def get(self, needed: Collection[RowGroupRef], in_use: Collection[RowGroupRef]) -> list[TokenGroup]:
+        """The row groups, or what stands in for them. What is neither needed nor in use makes room, oldest first."""
+        missing = [ref for ref in needed if ref not in self._kept]
+        too_many = len(self._kept) + len(missing) - self._capacity
+        if missing and too_many > 0:
+            unused = self._kept.keys() - set(in_use) - set(needed)
+            for ref in [ref for ref in self._kept if ref in unused][:too_many]:
+                del self._kept[ref]
+        for ref in missing:
+            training = self._source.training_cells(ref, tuple(self._levels))
+            self._kept[ref] = tokenise(training, self._tokenizer, self._levels, len(self._source.folder.vocabulary))
+        return [self._kept[ref] for ref in needed]
 
 
 def tokenise(
