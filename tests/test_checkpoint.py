@@ -143,7 +143,7 @@ def test_no_such_folder(tmp_path: Path):
 
 
 def test_a_failure_while_saving_leaves_the_last_checkpoint(copy: Path, saved, monkeypatch):
-    monkeypatch.setattr(type(saved[1].tokenizer), "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("mdsc.checkpoint.save_tokenizer", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(copy, saved[1])

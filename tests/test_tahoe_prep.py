@@ -133,7 +133,7 @@ def test_heldout_cells_of_every_kind_are_in_no_batch(source, tmp_path, monkeypat
     assert "plate10" not in levels["plate"]
     served = set()
 
-    def read(self, ref, columns=None, *, real=ShardFolder.read):
+    def read(self, ref, columns=None, *, real=ShardFolder.read, **options):
         group = real(self, ref, columns)
         served.update(group.cell_ids)
         return group

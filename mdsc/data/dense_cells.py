@@ -65,10 +65,12 @@ class DenseCells:
         self.gene_ids[lane] = gene_set
         self.num_real[lane] = len(gene_set)
         self.tokens[lane] = 0
-        # Small, so that it stays in the cache.
-        column_of = np.full(vocabulary_size, -1, dtype=np.int16 if len(gene_set) < 2**15 else np.int32)
-        column_of[gene_set] = np.arange(len(gene_set))
-        counts, tokens, loop = self.counts[lane], self.tokens[lane], compiled(_fill_loop)
+        # Genes that are not drawn have a column of their own, the last, which is thrown away. Small numbers, so that
+        # the table stays in the cache.
+        width = len(gene_set)
+        column_of = np.full(vocabulary_size, width, dtype=np.min_scalar_type(width))
+        column_of[gene_set] = np.arange(width)
+        counts, tokens, loop = self.counts[lane, :, :width], self.tokens[lane, :, :width], compiled(_fill_loop)
         if loop is None:
             _fill(entries_of(groups, rows), column_of, counts, tokens)
             return
@@ -78,7 +80,8 @@ class DenseCells:
         rows = np.array(rows)
         for places in places_of.values():  # a call of the loop costs as much as a cell
             group, places = groups[places[0]], np.array(places)
-            entries = (group.gene_index, group.counts, group.tokens, group.starts)
+            large = (group.large_at, group.large_counts)
+            entries = (group.gene_index, group.counts, *large, group.tokens, group.starts)
             loop(*entries, rows[places], places, column_of, counts, tokens)
 
     def fill_entries(self, lane: int, place: int, cells: CellEntries, entries: Int64[np.ndarray, " entries"]) -> None:
@@ -131,19 +134,28 @@ def joined(parts: Sequence[DenseCells]) -> CellBatch:
 def _fill(cells: CellEntries, column_of: np.ndarray, dense_counts: np.ndarray, dense_tokens: np.ndarray) -> None:
     """Put the entries of genes that have a column into the two tables (cells, genes)."""
     column = column_of.take(cells.gene_index, mode="clip")  # ids are valid; "clip" saves the check of each
-    drawn = np.flatnonzero(column >= 0)
-    start = np.arange(len(dense_counts)) * dense_counts.shape[1]
-    place = np.repeat(start, np.diff(cells.indptr))[drawn] + column[drawn]
-    dense_counts.reshape(-1)[place] = cells.counts[drawn]
-    dense_tokens.reshape(-1)[place] = cells.tokens[drawn]
+    drawn = np.flatnonzero(column < dense_counts.shape[1])
+    cell = np.repeat(np.arange(len(dense_counts)), np.diff(cells.indptr))[drawn]
+    dense_counts[cell, column[drawn]] = cells.counts[drawn]
+    dense_tokens[cell, column[drawn]] = cells.tokens[drawn]
 
 
-def _fill_loop(genes, counts, tokens, starts, rows, places, column_of, dense_counts, dense_tokens):
+def _fill_loop(
+    genes, counts, large_at, large_counts, tokens, starts, rows, places, column_of, dense_counts, dense_tokens
+):
     """`_fill` for some rows of one row group, which go to `places`; to be compiled."""
+    width = dense_counts.shape[1]
+    row_counts = np.empty(width + 1, dtype=dense_counts.dtype)
+    row_tokens = np.empty(width + 1, dtype=dense_tokens.dtype)
     for number in range(len(rows)):
-        place = places[number]
-        for entry in range(starts[rows[number]], starts[rows[number] + 1]):
+        place, start, end = places[number], starts[rows[number]], starts[rows[number] + 1]
+        row_counts[:] = 0
+        row_tokens[:] = 0
+        for entry in range(start, end):  # without a branch, whose outcome nothing could foretell
             column = column_of[genes[entry]]
-            if column >= 0:
-                dense_counts[place, column] = counts[entry]
-                dense_tokens[place, column] = tokens[entry]
+            row_counts[column] = counts[entry]
+            row_tokens[column] = tokens[entry]
+        for large in range(np.searchsorted(large_at, start), np.searchsorted(large_at, end)):
+            row_counts[column_of[genes[large_at[large]]]] = large_counts[large]
+        dense_counts[place] = row_counts[:width]
+        dense_tokens[place] = row_tokens[:width]

@@ -44,6 +44,7 @@ class GeneSets:
         assert weights.any()
         self.weights = weights
         self.num_genes = min(num_genes, int(np.count_nonzero(weights)))
+        self._all = np.flatnonzero(weights) if self.num_genes == np.count_nonzero(weights) else None
         self._num_candidates = _enough_draws(weights / weights.sum(), self.num_genes)
         self._by_race = self._num_candidates >= len(weights)
         if not self._by_race:
@@ -51,8 +52,8 @@ class GeneSets:
 
     def draw(self, source: np.random.Philox) -> Int64[np.ndarray, " drawn"]:
         """One set, ids ascending."""
-        if self.num_genes == np.count_nonzero(self.weights):
-            return np.flatnonzero(self.weights)
+        if self._all is not None:
+            return self._all
         drawn = self._first_to_arrive(source) if self._by_race else self._first_distinct(source)
         return np.sort(drawn)
 

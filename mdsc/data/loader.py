@@ -174,7 +174,7 @@ class CellLoader:
         return DenseCells.empty(
             shape,
             shared_genes=shared_genes,
-            count_type=np.result_type(*{group.counts.dtype for group in groups}),
+            count_type=np.result_type(*{group.count_type for group in groups}),
             pad_token=self.tokenizer.pad_token,
             columns=tuple(self.levels),
         )

@@ -137,9 +137,8 @@ class EpochPlan:
         lane_length = plan.steps_per_epoch * plan.cells_per_lane
         lane_start = lane * lane_length
         first_piece, this_piece = np.searchsorted(self._end, [lane_start, lane_start + position], side="right")
-        # First windows are of staggered sizes, so that lanes do not all turn to new row groups in the same step; half
-        # of them are longer than the others, so that as much is in memory at the start as later.
-        first_size = (plan.window + 1) // 2 + lane * plan.window // plan.num_lanes
+        # First windows are of staggered sizes, so that lanes do not all turn to new row groups in the same step.
+        first_size = plan.window - lane * plan.window // plan.num_lanes
         number = max(0, 1 + (this_piece - first_piece - first_size) // plan.window)
         begin = first_piece + (first_size + (number - 1) * plan.window if number else 0)
         end = min(first_piece + first_size + number * plan.window, len(self._end))

@@ -87,7 +87,8 @@ def decode(data: bytes, start: int, layout: Layout, group: int, columns: Sequenc
     """Columns of a row group out of bytes of the file, of which the first is byte `start`."""
     try:
         with pq.ParquetFile(pa.PythonFile(_Window(data, start), mode="r"), metadata=layout.metadata) as file:
-            return file.read_row_group(group, columns=list(columns))
+            # Two columns are too few for threads: these take more time than they save.
+            return file.read_row_group(group, columns=list(columns), use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedFile(str(error).splitlines()[0]) from error
 

@@ -4,12 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Int32, Int64, Integer, UInt8
 
 from mdsc.data.condition_levels import level_ids
 from mdsc.data.quarantine import Quarantine, TrainingCells
 from mdsc.data.shards import RowGroupRef
 from mdsc.data.tokenizers import Tokenizer
+
+TOP = 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +19,11 @@ class TokenGroup:
     """A row group with its tokens, each array in the narrowest integers that hold it (some 4 bytes per nonzero)."""
 
     gene_index: Integer[np.ndarray, " nnz"]
-    counts: Integer[np.ndarray, " nnz"]
+    counts: UInt8[np.ndarray, " nnz"]
+    """Larger ones than 255, which are few, stand here as 255 and apart."""
+    large_at: Int64[np.ndarray, " large"]
+    """Where these are, ascending."""
+    large_counts: Int32[np.ndarray, " large"]
     tokens: Integer[np.ndarray, " nnz"]
     starts: Int64[np.ndarray, " rows_plus_one"]
     """Where each row starts in these, and where the last one ends."""
@@ -25,6 +31,20 @@ class TokenGroup:
     """Which fit has seen each row (`mdsc.data.folds`)."""
     categories: Mapping[str, Integer[np.ndarray, " rows"]]
     """Level of each row, 0 = unknown, 1.. = place in the list of levels."""
+
+    @property
+    def count_type(self) -> np.dtype:
+        """The narrowest that holds all counts."""
+        return np.min_scalar_type(int(self.large_counts.max(initial=TOP)))
+
+    def counts_of(self, part: slice) -> Integer[np.ndarray, " part"]:
+        """Counts of some entries."""
+        low, high = np.searchsorted(self.large_at, (part.start, part.stop))
+        if low == high:
+            return self.counts[part]
+        counts = self.counts[part].astype(self.count_type)
+        counts[self.large_at[low:high] - part.start] = self.large_counts[low:high]
+        return counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +63,7 @@ def entries_of(groups: Sequence[TokenGroup], rows: Sequence[int]) -> CellEntries
     whole = list(zip(groups, parts, strict=True))
     return CellEntries(
         gene_index=np.concatenate([group.gene_index[part] for group, part in whole]),
-        counts=np.concatenate([group.counts[part] for group, part in whole]),
+        counts=np.concatenate([group.counts_of(part) for group, part in whole]),
         tokens=np.concatenate([group.tokens[part] for group, part in whole]),
         indptr=np.cumsum([0] + [part.stop - part.start for part in parts]),
     )
@@ -66,7 +86,7 @@ class TokenGroups:
         """The row groups, or what stands in for them. What is neither needed nor in use makes room, oldest first."""
         missing = [ref for ref in needed if ref not in self._kept]
         too_many = len(self._kept) + len(missing) - self._capacity
-        if missing and too_many > 0:
+        if too_many > 0:
             unused = self._kept.keys() - set(in_use) - set(needed)
             for ref in [ref for ref in self._kept if ref in unused][:too_many]:
                 del self._kept[ref]
@@ -81,9 +101,14 @@ def tokenise(
 ) -> TokenGroup:
     """Tokens of a whole row group in one call, and its conditions as places in `levels`."""
     cells = training.cells
+    large_at = np.flatnonzero(cells.counts > TOP)
+    counts = cells.counts.astype(np.uint8)
+    counts[large_at] = TOP
     return TokenGroup(
         gene_index=cells.gene_index.astype(np.min_scalar_type(max(vocabulary_size - 1, 0))),
-        counts=cells.counts.astype(np.min_scalar_type(int(cells.counts.max(initial=0)))),
+        counts=counts,
+        large_at=large_at,
+        large_counts=cells.counts[large_at],
         tokens=tokenizer.encode(cells.counts, cells.indptr).astype(np.min_scalar_type(tokenizer.num_tokens - 1)),
         starts=cells.indptr,
         fold=training.fold.astype(np.int8),
