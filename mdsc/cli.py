@@ -28,6 +28,7 @@ COMMANDS = {
     "prepare h5ad": Command("mdsc.prep.h5ad", "turn AnnData files into a folder of shards"),
     "prepare tahoe": Command("mdsc.prep.tahoe", "make shards of Tahoe-100M's files, read where and as they are"),
     "prepare demo": Command("mdsc.prep.demo", "make shards of 700 real blood cells that come with scanpy"),
+    "prepare mixture": Command("mdsc.prep.mixture", "train on several folders of shards at once, with weights"),
     "prepare simulate": Command("mdsc.prep.simulate", "make shards of simulated cells of any number"),
     "shards-to-h5ad": Command("mdsc.prep.shards_to_h5ad", "take cells out of a folder of shards, as an AnnData file"),
     "validate": Command("mdsc.prep.validate", "say whether an AnnData file is usable, and how to mend it"),

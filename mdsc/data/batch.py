@@ -1,6 +1,6 @@
 """CellBatch: what the loader hands to the trainer, and the same from a matrix in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -44,6 +44,20 @@ class CellBatch:
     def split(self, size: int) -> list["CellBatch"]:
         """Consecutive batches of `size` cells (the last one may have fewer), for gradient accumulation."""
         return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    @classmethod
+    def concatenated(cls, batches: Sequence["CellBatch"]) -> "CellBatch":
+        """All cells of batches of one width and the same conditions."""
+        if len(batches) == 1:
+            return batches[0]
+        joined = {}
+        for entry in fields(cls):
+            values = [getattr(batch, entry.name) for batch in batches]
+            if isinstance(values[0], Mapping):
+                joined[entry.name] = {name: torch.cat([value[name] for value in values]) for name in values[0]}
+            else:
+                joined[entry.name] = torch.cat(values)
+        return cls(**joined)
 
     def _map(self, change) -> "CellBatch":
         changed = {}

@@ -62,12 +62,12 @@ class DenseCells:
         vocabulary_size: int,
     ) -> None:
         """The same genes of every cell of a lane, zeros included; cells are given by row groups and rows in these."""
-        self.gene_ids[lane] = gene_set
-        self.num_real[lane] = len(gene_set)
-        self.tokens[lane] = 0
+        width = len(gene_set)
+        self.gene_ids[lane, :, :width] = gene_set
+        self.num_real[lane] = width
+        self.tokens[lane, :, :width] = 0
         # Genes that are not drawn have a column of their own, the last, which is thrown away. Small numbers, so that
         # the table stays in the cache.
-        width = len(gene_set)
         column_of = np.full(vocabulary_size, width, dtype=np.min_scalar_type(width))
         column_of[gene_set] = np.arange(width)
         counts, tokens, loop = self.counts[lane, :, :width], self.tokens[lane, :, :width], compiled(_fill_loop)

@@ -15,10 +15,10 @@ from mdsc.data.folds import NO_FOLD
 from mdsc.data.gene_sets import GeneSets, draw_expressed, gene_weights
 from mdsc.data.keyed_streams import Purpose, stream
 from mdsc.data.loader_workers import parts_of_workers
-from mdsc.data.plan import EpochPlan, LanePlan
+from mdsc.data.mixed_plan import MixedOrder, MixedPlan
 from mdsc.data.prefetch import prefetched
 from mdsc.data.quarantine import Quarantine, Quarantined, TrainingCells
-from mdsc.data.shards import ShardFolder
+from mdsc.data.shards import Portion, ShardFolder
 from mdsc.data.token_groups import TokenGroup, TokenGroups, entries_of, tokenise
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.data.validation_split import some_validation_rows
@@ -75,19 +75,25 @@ class CellLoader:
             on_corrupt=settings.on_corrupt,
             recorded=quarantined,
         )
-        self.plan = LanePlan(
-            folder.row_groups("train"),
+        portions = folder.portions()
+        self.plan = MixedPlan(
+            portions,
             seed=seed,
             global_batch_size=global_batch_size,
             num_lanes=settings.num_lanes,
             window=settings.window,
             validation_fraction=settings.validation_fraction,
         )
-        rate, share, size = folder.statistics.detection_rate, settings.uniform_share, settings.num_genes
-        self._detection_sets = GeneSets(gene_weights(rate, share), size)
-        self._sets = (
-            GeneSets(gene_weights(rate, 1.0), size) if settings.gene_draw == "uniform" else self._detection_sets
-        )
+        self._detection_sets = [self._gene_sets(portion, settings.uniform_share) for portion in portions]
+        is_uniform = settings.gene_draw == "uniform"
+        self._sets = [self._gene_sets(portion, 1.0) for portion in portions] if is_uniform else self._detection_sets
+        self._width = max(sets.num_genes for sets in self._sets)
+
+    def _gene_sets(self, portion: Portion, uniform_share: float) -> GeneSets:
+        """Of the genes that were measured."""
+        weights = np.zeros(len(portion.measured))
+        weights[portion.measured] = gene_weights(portion.detection_rate[portion.measured], uniform_share)
+        return GeneSets(weights, self.settings.num_genes)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -113,12 +119,9 @@ class CellLoader:
         """What these lanes give to global steps `start_step`, `start_step` + 1, ...: what one process computes."""
         capacity = len(lanes) * self.settings.window
         kept = TokenGroups(self.quarantine, self.tokenizer, self.levels, capacity=capacity)
-        order = None
+        order = MixedOrder(self.plan)
         for global_step in count(start_step):
-            epoch, step = divmod(global_step, self.steps_per_epoch)
-            if order is None or order.number != epoch:
-                order = self.plan.epoch(epoch)
-            yield self._part(kept, order, step, lanes)
+            yield self._part(kept, order, global_step, lanes)
 
     def validation_batch(self, num_cells: int) -> CellBatch:
         """At most `num_cells` validation cells, over one gene set drawn by detection rate, zeros included.
@@ -127,45 +130,49 @@ class CellLoader:
         row group are left out.
         """
         fraction = self.settings.validation_fraction
-        groups, rows = [], []
-        for ref, group_rows in some_validation_rows(self.plan.row_groups, fraction, num_cells).items():
+        found: dict[int, tuple[list[TokenGroup], list[int]]] = {}
+        for ref, chosen in some_validation_rows(self.plan.row_groups, fraction, num_cells).items():
             if (cells := self.quarantine.read(ref, tuple(self.levels))) is not None:
-                training = TrainingCells(cells, np.full(ref.rows, NO_FOLD))
-                groups += [tokenise(training, self.tokenizer, self.levels, len(self.folder.vocabulary))] * len(
-                    group_rows
-                )
-                rows += group_rows.tolist()
-        if not rows:
+                cells = TrainingCells(cells, np.full(ref.rows, NO_FOLD))
+                group = tokenise(cells, self.tokenizer, self.levels, len(self.folder.vocabulary))
+                groups, rows = found.setdefault(self.folder.portion_of(ref), ([], []))
+                groups += [group] * len(chosen)
+                rows += chosen.tolist()
+        if not found:
             raise UserError(
                 f"--data.validation-fraction {fraction} leaves no validation cell in {self.folder.path}: raise it."
             )
-        gene_set = self._detection_sets.draw(stream(Purpose.VALIDATION_BATCH, 0, 1))
-        dense = self._empty((1, len(rows), len(gene_set)), groups, shared_genes=True)
-        dense.fill_gene_set(0, groups, rows, gene_set, len(self.folder.vocabulary))
-        dense.tell(0, np.arange(len(rows)), groups, rows)
-        return joined([dense])
+        width, first, batches = max(self._detection_sets[number].num_genes for number in found), 0, []
+        for number, (groups, rows) in found.items():
+            gene_set = self._detection_sets[number].draw(stream(Purpose.VALIDATION_BATCH, 0, 1))
+            dense = self._empty((1, len(rows), width), groups, shared_genes=True)
+            dense.fill_gene_set(0, groups, rows, gene_set, len(self.folder.vocabulary))
+            dense.tell(0, np.arange(first, first + len(rows)), groups, rows)
+            batches.append(joined([dense]))
+            first += len(rows)
+        return CellBatch.concatenated(batches)
 
-    def _part(self, kept: TokenGroups, order: EpochPlan, step: int, lanes: Sequence[int]) -> DenseCells:
-        size = self.plan.cells_per_lane
-        addresses = [order.cells(step, lane) for lane in lanes]
-        row_groups = self.plan.row_groups
-        numbers = list(dict.fromkeys(number for cells in addresses for number in cells.group.tolist()))
+    def _part(self, kept: TokenGroups, order: MixedOrder, global_step: int, lanes: Sequence[int]) -> DenseCells:
+        size, row_groups = self.plan.cells_per_lane, self.plan.row_groups
+        turns = [order.turn(global_step, lane) for lane in lanes]
+        numbers = list(dict.fromkeys(number for turn in turns for number in turn.cells.group.tolist()))
         in_use = [row_groups[number] for lane in lanes for number in order.groups_in_use(lane)]
         needed = dict(zip(numbers, kept.get([row_groups[number] for number in numbers], in_use), strict=True))
         by_cell = self.settings.gene_draw == "expressed"
-        dense = self._empty((len(lanes), size, self._sets.num_genes), needed.values(), shared_genes=not by_cell)
-        for place, (lane, cells) in enumerate(zip(lanes, addresses, strict=True)):
-            rows = cells.row.tolist()
-            groups = [needed[number] for number in cells.group.tolist()]
+        dense = self._empty((len(lanes), size, self._width), needed.values(), shared_genes=not by_cell)
+        for place, (lane, turn) in enumerate(zip(lanes, turns, strict=True)):
+            rows, group_numbers = turn.cells.row.tolist(), turn.cells.group.tolist()
+            groups = [needed[number] for number in group_numbers]
             if by_cell:
                 entries = entries_of(groups, rows)
                 starts = entries.indptr.tolist()
-                for cell, (number, row) in enumerate(zip(cells.group.tolist(), rows, strict=True)):
-                    source = stream(Purpose.EXPRESSED_GENES, self.seed, order.number, number, row)
-                    drawn = draw_expressed(starts[cell + 1] - starts[cell], self._sets.num_genes, source)
+                for cell, (number, row) in enumerate(zip(group_numbers, rows, strict=True)):
+                    source = stream(Purpose.EXPRESSED_GENES, self.seed, turn.epoch, number, row)
+                    drawn = draw_expressed(starts[cell + 1] - starts[cell], self._width, source)
                     dense.fill_entries(place, cell, entries, starts[cell] + drawn)
             else:
-                gene_set = self._sets.draw(stream(Purpose.GENE_SET, self.seed, order.number, step, lane))
+                source = stream(Purpose.GENE_SET, self.seed, turn.epoch, turn.step, lane)
+                gene_set = self._sets[turn.portion].draw(source)
                 dense.fill_gene_set(place, groups, rows, gene_set, len(self.folder.vocabulary))
             dense.tell(place, np.arange(lane * size, (lane + 1) * size), groups, rows)
         return replace(dense, quarantined=self.quarantine.found)

@@ -168,6 +168,8 @@ class Quarantine:
             other = refs[number]
             # What this process alone has found must not matter: others have not met it.
             is_good = other != ref and (other.file, other.group) not in self._recorded
+            # Another data set of a mixture was measured for other genes.
+            is_good = is_good and self.folder.portion_of(other) == self.folder.portion_of(ref)
             if is_good and len(split_rows(other, self._validation_fraction)[0]):
                 yield other
 

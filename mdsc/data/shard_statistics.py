@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from mdsc.data.folds import NO_FOLD, NUM_FOLDS, folds_of_rows
 from mdsc.data.keyed_streams import Purpose, stream, uniforms
@@ -83,23 +83,27 @@ def shard_statistics(
     num_genes, num_tokens = len(folder.vocabulary), tokenizer.num_tokens
     frequency = np.zeros(num_genes * num_tokens)
     token_total = np.zeros(num_tokens)
-    num_cells = 0
-    for cells, _ in _training_cells(source, refs, validation_fraction):
+    portions = folder.portions()
+    cells_of = np.zeros(len(portions), dtype=np.int64)
+    for cells, _, portion in _training_cells(source, refs, validation_fraction):
         tokens = _tokens(cells, tokenizer)
         np.add.at(frequency, cells.indices.astype(np.int64) * num_tokens + tokens, 1.0)
         token_total += np.bincount(tokens, weights=cells.data, minlength=num_tokens)
-        num_cells += cells.shape[0]
+        cells_of[portion] += cells.shape[0]
+    measured = np.stack([portion.measured for portion in portions])
+    num_cells = int(cells_of.sum())
 
     frequency = frequency.reshape(num_genes, num_tokens)
     token_mean_count = np.full(num_tokens, np.nan)
     token_number = frequency.sum(axis=0)
     np.divide(token_total, token_number, out=token_mean_count, where=token_number > 0)
-    frequency[:, 0] = num_cells - frequency.sum(axis=1)
+    frequency[:, 0] = cells_of @ measured - frequency.sum(axis=1)
     token_mean_count[0] = 0
 
-    def values() -> Iterator[tuple[sp.csr_matrix, Int64[np.ndarray, " cells"]]]:
-        for cells, folds in _training_cells(source, refs, validation_fraction):
-            yield sp.csr_matrix((np.log1p(cells.data), cells.indices, cells.indptr), shape=cells.shape), folds
+    def values() -> Iterator[tuple[sp.csr_matrix, Int64[np.ndarray, " cells"], int]]:
+        for cells, folds, portion in _training_cells(source, refs, validation_fraction):
+            logs = sp.csr_matrix((np.log1p(cells.data), cells.indices, cells.indptr), shape=cells.shape)
+            yield logs, folds, portion
 
     width = min(rank + OVERSAMPLE, num_genes)
     sketch = uniforms(stream(Purpose.SKETCH, seed), num_genes * width).reshape(num_genes, width) - 0.5
@@ -108,37 +112,46 @@ def shard_statistics(
         num_cells=num_cells,
         token_frequency=frequency,
         token_mean_count=token_mean_count,
-        factors=_factors(values, sketch, rank, NO_FOLD),
-        without_fold=tuple(_factors(values, sketch, rank, fold) for fold in folds),
+        factors=_factors(values, measured, sketch, rank, NO_FOLD),
+        without_fold=tuple(_factors(values, measured, sketch, rank, fold) for fold in folds),
     )
 
 
 def _factors(
-    values: Callable[[], Iterator[tuple[sp.csr_matrix, Int64[np.ndarray, " cells"]]]],
+    values: Callable[[], Iterator[tuple[sp.csr_matrix, Int64[np.ndarray, " cells"], int]]],
+    measured: Bool[np.ndarray, "portions genes"],
     sketch: Float64[np.ndarray, "genes width"],
     rank: int,
     left_out: int,
 ) -> CellFactors:
-    """Moments and directions of all cells that are not in fold `left_out`, in a pass more than there are products."""
-    num_genes = len(sketch)
+    """Moments and directions of all cells that are not in fold `left_out`, in a pass more than there are products.
 
-    def moments() -> tuple[int, Float64[np.ndarray, " genes"], Float64[np.ndarray, " genes"]]:
-        number, total, square = 0, np.zeros(num_genes), np.zeros(num_genes)
-        for cells, folds in values():
-            kept = (folds != left_out).astype(np.float64)
-            number += int(kept.sum())
-            total += cells.T @ kept
-            square += cells.power(2).T @ kept
-        mean = total / max(number, 1)
-        return max(number, 1), mean, np.sqrt(np.maximum(square / max(number, 1) - mean**2, 0))
+    Where a gene was not measured, its deviation from the mean counts as 0.
+    """
+    num_portions, num_genes = measured.shape
+    numbers, totals, squares = np.zeros(num_portions), np.zeros((num_portions, num_genes)), np.zeros(num_genes)
+    for cells, folds, portion in values():
+        kept = (folds != left_out).astype(np.float64)
+        numbers[portion] += kept.sum()
+        totals[portion] += cells.T @ kept
+        squares += cells.power(2).T @ kept
+    of_gene = np.maximum(numbers @ measured, 1)
+    mean = totals.sum(axis=0) / of_gene
+    sd = np.sqrt(np.maximum(squares / of_gene - mean**2, 0))
+    own_means = totals / np.maximum(numbers, 1)[:, None]
 
     def centred_product(basis: Float64[np.ndarray, "genes width"]) -> Float64[np.ndarray, "genes width"]:
-        product = -number * np.outer(mean, mean @ basis)
-        for cells, folds in values():
+        product = np.zeros_like(basis)
+        for number, own, is_measured in zip(numbers, own_means, measured, strict=True):
+            # (L - 1 m^T)^T (L - 1 m^T) Q without L^T L Q, where L^T 1 = number * own, and m = 0 where not measured.
+            centre = mean * is_measured
+            product += number * (np.outer(centre, centre @ basis) - np.outer(own, centre @ basis))
+            product -= number * np.outer(centre, own @ basis)
+        for cells, folds, _ in values():
             product += cells.T @ ((cells @ basis) * (folds != left_out)[:, None])
         return product
 
-    number, mean, sd = moments()
+    number = max(numbers.sum(), 1)
     return CellFactors(mean, sd, _principal_vectors(centred_product, sketch, rank) / np.sqrt(number))
 
 
@@ -166,15 +179,15 @@ def _principal_vectors(
 
 def _training_cells(
     source: Quarantine, refs: Sequence[RowGroupRef], validation_fraction: float
-) -> Iterator[tuple[sp.csr_matrix, Int64[np.ndarray, " cells"]]]:
-    """Counts (cells, genes) of the training cells of each row group, and their folds."""
+) -> Iterator[tuple[sp.csr_matrix, Int64[np.ndarray, " cells"], int]]:
+    """Counts (cells, genes) of the training cells of each row group, their folds, and their portion."""
     for ref in refs:
         if (group := source.read(ref, ())) is None:
             continue
         shape = (ref.rows, len(source.folder.vocabulary))
         cells = sp.csr_matrix((group.counts, group.gene_index, group.indptr), shape=shape)
         rows = np.sort(split_rows(ref, validation_fraction)[0])
-        yield cells[rows], folds_of_rows(ref)[rows]
+        yield cells[rows], folds_of_rows(ref)[rows], source.folder.portion_of(ref)
 
 
 def _tokens(cells: sp.csr_matrix, tokenizer: Tokenizer) -> Int64[np.ndarray, " nnz"]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Float64, Int32, Int64
 
 from mdsc.data.bit_masks import bit_mask, mask_bits
 from mdsc.data.byte_ranges import DamagedFile, Location, RemoteFile, is_url
@@ -89,6 +89,18 @@ class RowGroup:
         conditions = {name: values[rows] for name, values in self.conditions.items()}
         cell_ids = self.cell_ids[rows] if len(self.cell_ids) else self.cell_ids
         return RowGroup(self.counts[entries], self.gene_index[entries], indptr, cell_ids, conditions)
+
+
+@dataclass(frozen=True, eq=False)
+class Portion:
+    """Training cells that were measured for the same genes and have lanes of their own."""
+
+    row_groups: list[RowGroupRef]
+    weight: float
+    """Share of a batch, beside the weights of other portions."""
+    measured: Bool[np.ndarray, " genes"]
+    detection_rate: Float64[np.ndarray, " genes"]
+    """Of these cells; 0 where a gene was not measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +182,15 @@ class ShardFolder:
             for group in range(len(shard.row_groups))
             if (ref := _of_split(shard, group, split)) is not None
         ]
+
+    def portions(self) -> list[Portion]:
+        """The training cells: of a folder one portion, of a mixture (`mdsc.data.shard_mixture`) one for each folder."""
+        measured = np.ones(len(self.vocabulary), dtype=bool)
+        return [Portion(self.row_groups("train"), 1.0, measured, self.statistics.detection_rate)]
+
+    def portion_of(self, ref: RowGroupRef) -> int:
+        """Number of the portion that a row group is in."""
+        return 0
 
     def num_cells(self, split: str = "train") -> int:
         return sum(ref.rows for ref in self.row_groups(split))

@@ -15,7 +15,7 @@ from mdsc import __version__
 from mdsc.atomic import replacing
 from mdsc.checkpoint import Checkpoint, load_checkpoint, newest_run
 from mdsc.config.schema import TrainConfig
-from mdsc.data.shards import ShardFolder
+from mdsc.data.shard_mixture import open_shards
 from mdsc.errors import UserError
 from mdsc.evaluation.cell_sources import SourceCells, read_h5ad, read_shards
 from mdsc.evaluation.inpaint import HeldOutCells, ModelPredictor, check_mask_ratio, score_inpainting
@@ -157,7 +157,7 @@ def _read_cells(config: InpaintConfig, checkpoint: Checkpoint, say) -> tuple[Sou
     vocabulary = checkpoint.vocabulary
     conditions = tuple(checkpoint.model.config.condition_levels or {})
     data_dir = None if checkpoint.config is None else Path(checkpoint.config.data.dir)
-    shards = ShardFolder.open(data_dir) if data_dir is not None and data_dir.exists() else None
+    shards = open_shards(data_dir) if data_dir is not None and data_dir.exists() else None
 
     if config.input is not None:
         test = read_h5ad(config.input, vocabulary, layer=config.layer, conditions=conditions, most=config.max_cells)

@@ -13,7 +13,7 @@ import tyro
 
 from mdsc.data.cell_subset import choose_cells, read_chosen
 from mdsc.data.h5ad_writer import H5adWriter
-from mdsc.data.shards import ShardFolder
+from mdsc.data.shard_mixture import open_shards
 from mdsc.errors import UserError
 from mdsc.progress import CellProgress
 
@@ -45,7 +45,7 @@ def shards_to_h5ad(config: ShardsToH5adConfig, *, show_progress: bool = False) -
     if config.max_cells is not None and config.max_cells < 1:
         raise UserError(f"--max-cells is {config.max_cells}; give 1 or more")
     where = conditions_of(config.where)
-    folder = ShardFolder.open(config.input)
+    folder = open_shards(config.input)
     chosen = choose_cells(folder, config.split, where, config.max_cells, first=config.first, seed=config.seed)
     total, num_written = sum(len(found.rows) for found in chosen), 0
     uns = {

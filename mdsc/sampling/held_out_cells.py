@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdsc.checkpoint import Checkpoint
-from mdsc.data.shards import ShardFolder
+from mdsc.data.shard_mixture import open_shards
 from mdsc.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def held_out_cells(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[
     path = Path(checkpoint.config.data.dir)
     if not path.exists():
         raise UserError(f"--input is not given, and the run's shards ({path}) are not here; give --input.")
-    folder = ShardFolder.open(path)
+    folder = open_shards(path)
     split = folder.held_out_split
     number = folder.num_cells(split)
     first = f"first {MAX_CELLS:,} of the {number:,}" if number > MAX_CELLS else f"{number:,}"

@@ -15,6 +15,7 @@ from mdsc.config.yaml_flags import parse
 from mdsc.data.condition_levels import condition_levels
 from mdsc.data.loader import CellLoader
 from mdsc.data.range_cache import RangeCache
+from mdsc.data.shard_mixture import open_shards
 from mdsc.data.shard_statistics import shard_statistics
 from mdsc.data.shards import ShardFolder
 from mdsc.data.tokenizers import make_tokenizer
@@ -52,7 +53,7 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) 
     cache = RangeCache(Path(config.data.cache_dir or Path(config.data.dir) / "cache"), config.data.cache_bytes)
     # In quarantine a truncated file is one with corrupt row groups.
     stops = config.data.on_corrupt == "stop"
-    folder = ShardFolder.open(config.data.dir, verify=config.data.verify, check_sizes=stops, cache=cache)
+    folder = open_shards(config.data.dir, verify=config.data.verify, check_sizes=stops, cache=cache)
     levels = condition_levels(folder, config.data.condition_columns)
     tokenizer = make_tokenizer(config.tokenizer.name, config.tokenizer.num_tokens)
     loader = CellLoader(
