@@ -205,6 +205,8 @@ def test_mistakes_are_told(folders, mixture, tmp_path, capsys):
         assert main(["prepare", "mixture", *arguments]) == 2
         assert told in capsys.readouterr().err
         assert not (tmp_path / "other").exists()
+    assert main(["verify", str(mixture.path)]) == 2
+    assert "verify the folders it is made of" in capsys.readouterr().err
     assert main(["prepare", "mixture", a, b, *out]) == 0
     assert "300 training cells" in capsys.readouterr().out
 

@@ -114,6 +114,8 @@ def help_text() -> str:
             "prepare h5ad",
             "prepare tahoe",
             "prepare demo",
+            "prepare mixture",
+            "verify",
             "shards-to-h5ad",
         ):
             main([*command.split(), "--help"])
@@ -121,7 +123,7 @@ def help_text() -> str:
         subprocess.run(
             [sys.executable, ROOT / "benchmarks" / name, "--help"], capture_output=True, text=True, check=True
         ).stdout
-        for name in ("inpaint.py", "ablations.py", "prepare.py")
+        for name in ("inpaint.py", "ablations.py", "prepare.py", "loader.py")
     ]
     return text.getvalue() + "".join(benchmarks)
 

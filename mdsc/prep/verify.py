@@ -17,6 +17,7 @@ from mdsc.data.genes import GeneVocabulary
 from mdsc.data.manifest import Shard, load_manifest
 from mdsc.data.row_group_checks import first_line
 from mdsc.data.shard_file import DamagedFile, hash_parts
+from mdsc.data.shard_mixture import FILE_NAME as MIXTURE
 from mdsc.data.shards import REPAIR, CorruptRowGroup, RowGroupRef, ShardFolder
 from mdsc.errors import UserError
 
@@ -93,6 +94,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = tyro.cli(VerifyConfig, args=argv, description=__doc__)
     if config.num_workers < 1:
         raise UserError(f"--num-workers is {config.num_workers}; give 1 or more.")
+    if (config.folder / MIXTURE).is_file():
+        raise UserError(
+            f"{config.folder} is a mixture, which has no cells of its own: verify the folders it is made of"
+        )
     # Not `open`: what that refuses is told here with all the rest. Hashes are compared here, once.
     folder = ShardFolder(config.folder, load_manifest(config.folder), GeneVocabulary.load(config.folder), verify=False)
     shards = folder.manifest.shards
