@@ -17,6 +17,7 @@ import mdsc
 from mdsc.checkpoint import load_checkpoint
 from mdsc.cli import main
 from mdsc.data.loader import CellLoader
+from mdsc.data.mixed_plan import MixedOrder
 from mdsc.data.quarantine import FILE_NAME
 from mdsc.data.tokenizers import make_tokenizer
 from mdsc.data.validation_split import some_validation_rows
@@ -30,10 +31,11 @@ import os, sys
 from functools import partial
 from mdsc.cli import exit_with
 from mdsc.training import command
-command.shard_statistics = partial(command.shard_statistics, max_cells=20)
-if os.environ.get("RANK") == "1" and "OTHER_FOLDER" in os.environ:
-    sys.argv += ["--data.dir", os.environ["OTHER_FOLDER"]]
-exit_with(lambda: command.main(sys.argv[1:]))
+if __name__ == "__main__":
+    command.shard_statistics = partial(command.shard_statistics, max_cells=20)
+    if os.environ.get("RANK") == "1" and "OTHER_FOLDER" in os.environ:
+        sys.argv += ["--data.dir", os.environ["OTHER_FOLDER"]]
+    exit_with(lambda: command.main(sys.argv[1:]))
 """
 LIMIT = 240
 """Seconds; a hang is longer."""
@@ -49,12 +51,12 @@ def place(tmp_path_factory) -> Path:
     config = tiny_config(place)
     settings = replace(config.data, window=1)
     loader = CellLoader(folder, make_tokenizer("rank"), settings, seed=config.seed, global_batch_size=16)
-    order, refs = loader.plan.epoch(0), loader.plan.row_groups
+    order, refs = MixedOrder(loader.plan), loader.plan.row_groups
     read_first = {ref.file for ref in some_validation_rows(refs, 0.2, 8)} | {refs[6].file}
     first_step = {}
     for step in range(loader.steps_per_epoch):
         for lane in (1, 3):
-            for number in order.cells(step, lane).group.tolist():
+            for number in order.turn(step, lane).cells.group.tolist():
                 first_step.setdefault(refs[number].file, step)
     name = max(first_step.keys() - read_first, key=first_step.get)
     assert 3 <= first_step[name] < 12, "met after some steps, and in the first epoch"
@@ -104,9 +106,11 @@ def test_one_process_ends_with_the_name(place: Path, prefetch: str, capsys, few_
 
 
 @pytest.mark.slow
-def test_two_processes_end_with_the_name_where_one_meets_it(place: Path):
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_two_processes_end_with_the_name_where_one_meets_it(place: Path, workers: str):
     """Process 0 has a whole folder, and would wait for ever for the other's gradients."""
-    done = two_processes(place, "two", "shards", "--data.prefetch", "2", OTHER_FOLDER=str(place / "damaged"))
+    options = ("--data.prefetch", "2", "--data.workers", workers)
+    done = two_processes(place, "two", "shards", *options, OTHER_FOLDER=str(place / "damaged"))
     assert tells(place, done.stderr, " (process 1)"), done.stderr
     assert "exitcode  : 2" in done.stderr
     assert done.returncode == 1, "accelerate launch says 1 of all that fails"

@@ -1,5 +1,7 @@
 """`mdsc train`, `accelerate launch train.py`: from options to a trained run folder."""
 
+import multiprocessing
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +21,7 @@ from mdsc.data.shard_mixture import open_shards
 from mdsc.data.shard_statistics import shard_statistics
 from mdsc.data.shards import ShardFolder
 from mdsc.data.tokenizers import make_tokenizer
+from mdsc.errors import UserError
 from mdsc.model.initialisation import build_model
 from mdsc.training.cpu_processes import start_missing_processes
 from mdsc.training.option_checks import check
@@ -36,6 +39,9 @@ DESCRIPTION = (
 
 def main(argv: list[str]) -> None:
     """Train with these options. Runs in every process of `accelerate launch`."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # A worker of --data.workers runs the script that started it, as far as that is not guarded.
+        raise UserError(f"{sys.argv[0]} trains whenever it is imported: put the call under if __name__ == '__main__'")
     config = parse(TrainConfig, argv, default_yaml=shipped_config("tiny"), description=DESCRIPTION)
     start_missing_processes()
     accelerator = make_accelerator()
