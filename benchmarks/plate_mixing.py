@@ -6,7 +6,7 @@ import numpy as np
 from loader_paths import plate_entropy
 
 from mdsc.data.plan import LanePlan
-from mdsc.data.shards import RowGroupRef
+from mdsc.data.row_groups import RowGroupRef
 
 SHARDS_OF_PLATE = (189, 274, 149, 238, 212, 260, 187, 304, 198, 277, 254, 365, 291, 223)
 """Files of plates 1 .. 14 in Tahoe-100M, revision 2dc57900: 28 row groups of 1,000 cells and one of 224 each."""

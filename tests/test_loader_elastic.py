@@ -172,10 +172,12 @@ def test_a_killed_worker_is_told(folder):
 
 
 SCRIPT = """
-import sys, time, multiprocessing
+import signal, sys, time, multiprocessing
 from test_loader_elastic import make_loader
 from mdsc.data.shards import ShardFolder
 if __name__ == "__main__":
+    # A shell's background job ignores Ctrl-C, and so do all that it starts, these tests among them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     batches = make_loader(ShardFolder.open(sys.argv[1]), workers=2).iterate()
     next(batches)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
@@ -203,8 +205,9 @@ def test_no_process_is_left_over(folder, tmp_path: Path, end):
             process.kill()
         try:
             _, complaints = process.communicate(timeout=60)
-        finally:
-            process.kill()
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     assert len(workers) == 2
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in workers):

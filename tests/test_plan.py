@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mdsc.data.plan import LanePlan
-from mdsc.data.shards import RowGroupRef
+from mdsc.data.row_groups import RowGroupRef
 from mdsc.data.validation_split import num_validation_rows, split_rows
 from mdsc.errors import UserError
 

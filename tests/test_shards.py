@@ -10,8 +10,9 @@ import scipy.sparse as sp
 
 from mdsc.data.bit_masks import bit_mask
 from mdsc.data.genes import GeneVocabulary
+from mdsc.data.row_groups import RowGroupRef
 from mdsc.data.shard_writer import ShardWriter
-from mdsc.data.shards import RowGroupRef, ShardFolder
+from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 
 GENES = 40

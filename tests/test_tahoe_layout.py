@@ -5,7 +5,7 @@ import pytest
 
 from mdsc.config.schema import DataConfig
 from mdsc.data.plan import LanePlan
-from mdsc.data.shards import RowGroupRef
+from mdsc.data.row_groups import RowGroupRef
 
 # Files that hold cells of each plate (files at a border count for both), of 28 row groups of 1,000 rows and one of 224.
 FILES = {

@@ -112,8 +112,8 @@ def test_two_processes_end_with_the_name_where_one_meets_it(place: Path, workers
     options = ("--data.prefetch", "2", "--data.workers", workers)
     done = two_processes(place, "two", "shards", *options, OTHER_FOLDER=str(place / "damaged"))
     assert tells(place, done.stderr, " (process 1)"), done.stderr
-    assert "exitcode  : 2" in done.stderr
-    assert done.returncode == 1, "accelerate launch says 1 of all that fails"
+    # Of process 0, which has lost its partner, the launcher may hear first; it says 1 of all that fails.
+    assert done.returncode == 1
     assert len(losses(place / "two")) >= 3
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from mdsc.data.keyed_streams import Purpose, permutation, stream, uniforms
-from mdsc.data.shards import RowGroup, RowGroupRef, ShardFolder
+from mdsc.data.row_groups import RowGroup, RowGroupRef
+from mdsc.data.shards import ShardFolder
 from mdsc.data.validation_split import address_hash
 from mdsc.errors import UserError
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mdsc.data.keyed_streams import Purpose, stream
-from mdsc.data.shards import RowGroupRef
+from mdsc.data.row_groups import RowGroupRef
 from mdsc.data.validation_split import address_hash
 
 NUM_FOLDS = 5

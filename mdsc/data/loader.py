@@ -18,7 +18,8 @@ from mdsc.data.loader_workers import parts_of_workers
 from mdsc.data.mixed_plan import MixedOrder, MixedPlan
 from mdsc.data.prefetch import prefetched
 from mdsc.data.quarantine import Quarantine, Quarantined, TrainingCells
-from mdsc.data.shards import Portion, ShardFolder
+from mdsc.data.row_groups import Portion
+from mdsc.data.shards import ShardFolder
 from mdsc.data.token_groups import TokenGroup, TokenGroups, entries_of, tokenise
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.data.validation_split import some_validation_rows

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mdsc.data.plan import CellAddresses, EpochPlan, LanePlan
-from mdsc.data.shards import Portion
+from mdsc.data.row_groups import Portion
 from mdsc.errors import UserError
 
 

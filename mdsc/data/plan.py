@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mdsc.data.keyed_streams import Purpose, permutation, stream
-from mdsc.data.shards import RowGroupRef
+from mdsc.data.row_groups import RowGroupRef
 from mdsc.data.validation_split import num_validation_rows, split_rows
 from mdsc.errors import UserError
 

@@ -22,7 +22,8 @@ from jaxtyping import Int64
 
 from mdsc.data.folds import folds_of_rows
 from mdsc.data.keyed_streams import Purpose, permutation, stream
-from mdsc.data.shards import CorruptRowGroup, RowGroup, RowGroupRef, ShardFolder
+from mdsc.data.row_groups import RowGroup, RowGroupRef
+from mdsc.data.shards import CorruptRowGroup, ShardFolder
 from mdsc.data.validation_split import address_hash, split_rows
 from mdsc.errors import UserError
 

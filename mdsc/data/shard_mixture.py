@@ -21,7 +21,8 @@ from mdsc.data.byte_ranges import Location
 from mdsc.data.genes import FILE_NAME as GENES
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.manifest import Manifest
-from mdsc.data.shards import Portion, RowGroup, RowGroupRef, ShardFolder
+from mdsc.data.row_groups import Portion, RowGroup, RowGroupRef
+from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 
 FILE_NAME = "mixture.json"

@@ -23,7 +23,8 @@ from jaxtyping import Bool, Float64, Int64
 from mdsc.data.folds import NO_FOLD, NUM_FOLDS, folds_of_rows
 from mdsc.data.keyed_streams import Purpose, stream, uniforms
 from mdsc.data.quarantine import Quarantine
-from mdsc.data.shards import RowGroupRef, ShardFolder
+from mdsc.data.row_groups import RowGroupRef
+from mdsc.data.shards import ShardFolder
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.data.validation_split import num_validation_rows, split_rows
 

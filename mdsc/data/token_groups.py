@@ -8,7 +8,7 @@ from jaxtyping import Int32, Int64, Integer, UInt8
 
 from mdsc.data.condition_levels import level_ids
 from mdsc.data.quarantine import Quarantine, TrainingCells
-from mdsc.data.shards import RowGroupRef
+from mdsc.data.row_groups import RowGroupRef
 from mdsc.data.tokenizers import Tokenizer
 
 TOP = 255

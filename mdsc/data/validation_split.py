@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mdsc.data.keyed_streams import Purpose, permutation, stream
-from mdsc.data.shards import RowGroupRef
+from mdsc.data.row_groups import RowGroupRef
 
 
 def num_validation_rows(ref: RowGroupRef, fraction: float) -> int:

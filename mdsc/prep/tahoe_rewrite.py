@@ -18,9 +18,9 @@ from mdsc.data.bit_masks import bit_mask, mask_bits
 from mdsc.data.byte_ranges import DamagedFile, Location
 from mdsc.data.manifest import Shard
 from mdsc.data.row_group_checks import cell_entries, strings
+from mdsc.data.row_groups import RowGroup
 from mdsc.data.shard_file import hash_parts, read_row_group
 from mdsc.data.shard_writer import ROWS_PER_GROUP
-from mdsc.data.shards import RowGroup
 from mdsc.errors import UserError
 from mdsc.prep.tahoe_scan import CELL_ID, LISTS
 

@@ -16,9 +16,10 @@ import tyro
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.manifest import Shard, load_manifest
 from mdsc.data.row_group_checks import first_line
+from mdsc.data.row_groups import RowGroupRef
 from mdsc.data.shard_file import DamagedFile, hash_parts
 from mdsc.data.shard_mixture import FILE_NAME as MIXTURE
-from mdsc.data.shards import REPAIR, CorruptRowGroup, RowGroupRef, ShardFolder
+from mdsc.data.shards import REPAIR, CorruptRowGroup, ShardFolder
 from mdsc.errors import UserError
 
 
