@@ -125,10 +125,11 @@ def test_batches_hold_the_true_cells(folder, counts):
     whole = take(make_loader(folder, WHOLE), 3)
     for step, batch in enumerate(take(make_loader(folder), 3)):
         numbers = cell_numbers(whole[step])
-        assert torch.equal(batch.counts.long(), all_counts[numbers].gather(1, batch.gene_ids))
+        assert (batch.gene_ids.dtype, batch.counts.dtype, batch.tokens.dtype) == (torch.int32, torch.int32, torch.uint8)
+        batch = batch.widened()
+        assert (batch.gene_ids.dtype, batch.counts.dtype, batch.tokens.dtype) == (torch.int64, torch.int32, torch.int64)
+        assert torch.equal(batch.counts, all_counts[numbers].gather(1, batch.gene_ids).int())
         assert torch.equal(batch.tokens, all_tokens[numbers].gather(1, batch.gene_ids))
-        assert batch.counts.dtype == torch.int32
-        assert batch.tokens.dtype == torch.int64
         assert batch.categories["drug"].tolist() == [0 if n % 10 == 9 else 1 + n % 3 for n in numbers]
 
 

@@ -18,13 +18,15 @@ def form(request, monkeypatch):
     monkeypatch.setenv("MDSC_NUMBA", "0" if request.param == "numpy" else "1")
 
 
+# No id is left out, as in a vocabulary of ours: places are ids less a number.
+NO_GAP = np.array([-1, -1, -1, 0, 1, 2, 3, 4], dtype=np.int32)
 PUBLISHED, COMPACT = (pa.int64(), pa.float32()), (pa.int32(), pa.uint16())
 
 
-def entries(*cells, types=PUBLISHED):
+def entries(*cells, types=PUBLISHED, index=INDEX):
     genes, values = ([[entry[place] for entry in cell] for cell in cells] for place in (0, 1))
     columns = {"genes": pa.array(genes, pa.list_(types[0])), "expressions": pa.array(values, pa.list_(types[1]))}
-    return cell_entries(pa.table(columns), INDEX)
+    return cell_entries(pa.table(columns), index)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,13 @@ def test_types_of_compact_shards(form):
     assert (counts.tolist(), gene_index.tolist(), indptr.tolist()) == ([1, 65535, 2], [0, 3, 2], [0, 2, 3])
 
 
+def test_places_are_the_tables(form):
+    cells = [CLS, (3, 1), (4, 1), (6, 1), (7, 1)], [(7, 1)]
+    assert entries(*cells)[1].tolist() == [0, 1, 2, 3, 3]
+    assert entries(*cells, index=NO_GAP)[1].tolist() == [0, 1, 3, 4, 4]
+    assert entries(cells[1], types=COMPACT, index=NO_GAP)[1].tolist() == [4]
+
+
 def test_order_within_a_cell_is_kept(form):
     counts, gene_index, _ = entries([CLS, (7, 1), (3, 2)])
     assert (counts.tolist(), gene_index.tolist()) == ([1, 2], [3, 0])
@@ -60,9 +69,14 @@ def test_counts_are_positive_integers(form, value):
 
 
 @pytest.mark.parametrize("gene", [5, 8, 2**40, -1, -5, 0, 1, 2])
-def test_genes_are_known(form, gene):
+@pytest.mark.parametrize("index", [INDEX, NO_GAP], ids=["a gap", "no gap"])
+def test_genes_are_known(form, gene, index):
+    cells = [CLS, (3, 1)], [(gene, 1), (3, 1)]
+    if gene == 5 and index is NO_GAP:
+        assert entries(*cells, index=index)[1].tolist() == [0, 2, 0]
+        return
     with pytest.raises(DamagedFile, match=r"column genes: (an )?id"):
-        entries([CLS, (3, 1)], [(gene, 1), (3, 1)])
+        entries(*cells, index=index)
 
 
 @pytest.mark.parametrize("cells", [[[(3, 1), CLS]], [[CLS, CLS, (3, 1)]], [[(1, -1), (3, 1)]], [[(2, -2), (3, 1)]]])

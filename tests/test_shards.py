@@ -175,7 +175,7 @@ def test_missing_folders_manifests_and_shards_are_told(folder, tmp_path):
         pytest.param("", id="empty"),
         pytest.param("[]", id="no-object"),
         pytest.param("{}", id="no-keys"),
-        pytest.param('{"format": "mdsc-shards", "version": 2, "shards": [{}]}', id="bare-shard"),
+        pytest.param('{"format": "mdsc-shards", "version": 3, "shards": [{}]}', id="bare-shard"),
         pytest.param('{"format": "mdsc-shards", "version": 99, "shards": []}', id="newer"),
     ],
 )

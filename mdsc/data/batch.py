@@ -1,25 +1,30 @@
 """CellBatch: what the loader hands to the trainer, and the same from a matrix in memory."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
+from mdsc.data.cell_tensors import CellTensors
 from mdsc.data.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
-class CellBatch:
-    """Some genes of some cells, whole: nothing is hidden yet."""
+class CellBatch(CellTensors):
+    """Some genes of some cells, whole: nothing is hidden yet.
+
+    The loader gives the narrowest integers that do, which are quicker to fill and to send to a device; `widened` is
+    what can be computed with.
+    """
 
     gene_ids: Int[Tensor, "batch genes"]
     """Index into the vocabulary; 0 at pads."""
     counts: Int[Tensor, "batch genes"]
-    """Raw counts (int32); 0 at pads."""
-    tokens: Int[Tensor, "batch genes"]
+    """Raw counts; 0 at pads."""
+    tokens: Integer[Tensor, "batch genes"]
     """Tokens of the whole cell, the targets; the tokenizer's pad_token at pads."""
     is_pad: Bool[Tensor, "batch genes"]
     cell_index: Int[Tensor, " batch"]
@@ -31,19 +36,11 @@ class CellBatch:
     vectors: Mapping[str, Float[Tensor, "batch _"]] = field(default_factory=dict)
     """Vector conditions."""
 
-    def __len__(self) -> int:
-        return len(self.cell_index)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "CellBatch":
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def select(self, rows: Tensor | slice) -> "CellBatch":
-        """The cells at `rows`: indices, a mask or a slice."""
-        return self._map(lambda tensor: tensor[rows])
-
-    def split(self, size: int) -> list["CellBatch"]:
-        """Consecutive batches of `size` cells (the last one may have fewer), for gradient accumulation."""
-        return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
+    def widened(self) -> "CellBatch":
+        """With integers that index and can be targets: counts in int32, all else in int64."""
+        return replace(
+            self, gene_ids=self.gene_ids.long(), counts=self.counts.to(torch.int32), tokens=self.tokens.long()
+        )
 
     @classmethod
     def concatenated(cls, batches: Sequence["CellBatch"]) -> "CellBatch":
@@ -58,16 +55,6 @@ class CellBatch:
             else:
                 joined[entry.name] = torch.cat(values)
         return cls(**joined)
-
-    def _map(self, change) -> "CellBatch":
-        changed = {}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, Mapping):
-                changed[entry.name] = {name: change(tensor) for name, tensor in value.items()}
-            else:
-                changed[entry.name] = change(value)
-        return CellBatch(**changed)
 
 
 def batch_from_csr(

@@ -73,19 +73,19 @@ def _rank_tokens_loop(counts, indptr, token_of_rank, token_of_count, tokens):
     """Fill `tokens`; `token_of_count`, a table of -1 up to the largest count, is used for one cell after the other."""
     top = len(token_of_rank) - 1
     for cell in range(len(indptr) - 1):
-        start, end = indptr[cell], indptr[cell + 1]
+        count, token = counts[indptr[cell] : indptr[cell + 1]], tokens[indptr[cell] : indptr[cell + 1]]
         largest = 0
-        for entry in range(start, end):
-            count = counts[entry]
-            token_of_count[count] = 0
-            largest = max(largest, count)
+        for entry in range(len(count)):
+            largest = max(largest, count[entry])
+        for entry in range(len(count)):
+            token_of_count[np.uint32(count[entry])] = 0  # unsigned: not looked at for being negative
         rank = 0
-        for count in range(largest + 1):
-            if token_of_count[count] == 0:
+        for value in range(largest + 1):
+            if token_of_count[value] == 0:
                 rank += 1
-                token_of_count[count] = token_of_rank[min(rank, top)]
-        for entry in range(start, end):
-            tokens[entry] = token_of_count[counts[entry]]
+                token_of_count[value] = token_of_rank[min(rank, top)]
+        for entry in range(len(count)):
+            token[entry] = token_of_count[np.uint32(count[entry])]
         token_of_count[: largest + 1] = -1
 
 

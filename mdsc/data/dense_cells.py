@@ -10,7 +10,7 @@ from jaxtyping import Int64, Integer
 from mdsc.data.batch import CellBatch
 from mdsc.data.compiled import compiled
 from mdsc.data.quarantine import Quarantined
-from mdsc.data.token_groups import CellEntries, TokenGroup, entries_of
+from mdsc.data.token_groups import CellEntries, TokenGroup, as_numbers, entries_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DenseCells:
         return cls(
             gene_ids=np.zeros((lanes, 1 if shared_genes else cells, genes), dtype=np.int32),
             counts=np.zeros(shape, dtype=count_type),
-            tokens=np.full(shape, pad_token, dtype=np.min_scalar_type(pad_token)),
+            tokens=np.full(shape, pad_token, dtype=np.uint8 if pad_token <= 255 else np.int16),
             num_real=np.zeros((lanes, cells), dtype=np.int64),
             cell_index=np.zeros((lanes, cells), dtype=np.int64),
             fold=np.zeros((lanes, cells), dtype=np.int8),
@@ -80,8 +80,7 @@ class DenseCells:
         rows = np.array(rows)
         for places in places_of.values():  # a call of the loop costs as much as a cell
             group, places = groups[places[0]], np.array(places)
-            large = (group.large_at, group.large_counts)
-            entries = (group.gene_index, group.counts, *large, group.tokens, group.starts)
+            entries = (as_numbers(group.entries), group.large_at, group.large_counts, group.starts)
             loop(*entries, rows[places], places, column_of, counts, tokens)
 
     def fill_entries(self, lane: int, place: int, cells: CellEntries, entries: Int64[np.ndarray, " entries"]) -> None:
@@ -104,11 +103,13 @@ class DenseCells:
 
 
 def joined(parts: Sequence[DenseCells]) -> CellBatch:
-    """The batch whose lane i is lane i // W of part i % W, of W parts."""
+    """The batch whose lane i is lane i // W of part i % W, of W parts; not widened."""
     size, width = parts[0].tokens.shape[1:]
     num_lanes = sum(len(part.tokens) for part in parts)
 
-    def dealt(values: Sequence[np.ndarray], kind: type, shape: tuple[int, ...]) -> torch.Tensor:
+    def dealt(values: Sequence[np.ndarray], kind: np.dtype | type, shape: tuple[int, ...]) -> torch.Tensor:
+        if len(parts) == 1 and values[0].dtype == kind and values[0].shape[1:] == shape:
+            return torch.from_numpy(values[0].reshape(-1, *shape[1:]))
         whole = np.empty((num_lanes, *shape), dtype=kind)
         for number, value in enumerate(values):
             whole[number :: len(parts)] = value
@@ -117,9 +118,9 @@ def joined(parts: Sequence[DenseCells]) -> CellBatch:
     num_real = dealt([part.num_real for part in parts], np.int64, (size,))
     is_full = bool((num_real == width).all())
     return CellBatch(
-        gene_ids=dealt([part.gene_ids for part in parts], np.int64, (size, width)),
+        gene_ids=dealt([part.gene_ids for part in parts], np.int32, (size, width)),
         counts=dealt([part.counts for part in parts], np.int32, (size, width)),
-        tokens=dealt([part.tokens for part in parts], np.int64, (size, width)),
+        tokens=dealt([part.tokens for part in parts], parts[0].tokens.dtype, (size, width)),
         is_pad=torch.zeros(len(num_real), width, dtype=torch.bool)
         if is_full
         else torch.arange(width) >= num_real[:, None],
@@ -140,22 +141,23 @@ def _fill(cells: CellEntries, column_of: np.ndarray, dense_counts: np.ndarray, d
     dense_tokens[cell, column[drawn]] = cells.tokens[drawn]
 
 
-def _fill_loop(
-    genes, counts, large_at, large_counts, tokens, starts, rows, places, column_of, dense_counts, dense_tokens
-):
+def _fill_loop(numbers, large_at, large_counts, starts, rows, places, column_of, dense_counts, dense_tokens):
     """`_fill` for some rows of one row group, which go to `places`; to be compiled."""
     width = dense_counts.shape[1]
-    row_counts = np.empty(width + 1, dtype=dense_counts.dtype)
-    row_tokens = np.empty(width + 1, dtype=dense_tokens.dtype)
-    for number in range(len(rows)):
-        place, start, end = places[number], starts[rows[number]], starts[rows[number] + 1]
-        row_counts[:] = 0
-        row_tokens[:] = 0
-        for entry in range(start, end):  # without a branch, whose outcome nothing could foretell
-            column = column_of[genes[entry]]
-            row_counts[column] = counts[entry]
-            row_tokens[column] = tokens[entry]
-        for large in range(np.searchsorted(large_at, start), np.searchsorted(large_at, end)):
-            row_counts[column_of[genes[large_at[large]]]] = large_counts[large]
-        dense_counts[place] = row_counts[:width]
-        dense_tokens[place] = row_tokens[:width]
+    half = numbers.dtype.type(numbers.itemsize * 4)
+    is_gene = (numbers.dtype.type(1) << half) - numbers.dtype.type(1)
+    quarter = half >> numbers.dtype.type(1)
+    is_count = (numbers.dtype.type(1) << quarter) - numbers.dtype.type(1)
+    row = np.empty(width + 1, dtype=numbers.dtype)
+    for place, of in zip(places, rows):  # noqa: B905 - as numba knows it
+        number, count, token = numbers[starts[of] : starts[of + 1]], dense_counts[place], dense_tokens[place]
+        row[:] = 0
+        for entry in range(len(number)):  # without a branch, whose outcome nothing could foretell
+            row[column_of[number[entry] & is_gene]] = number[entry] >> half
+        for gene in range(width):
+            count[gene] = row[gene] & is_count
+            token[gene] = row[gene] >> quarter
+        for large in range(np.searchsorted(large_at, starts[of]), np.searchsorted(large_at, starts[of + 1])):
+            column = column_of[numbers[large_at[large]] & is_gene]
+            if column < width:
+                count[column] = large_counts[large]

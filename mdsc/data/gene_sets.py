@@ -55,7 +55,7 @@ class GeneSets:
         if self._all is not None:
             return self._all
         drawn = self._first_to_arrive(source) if self._by_race else self._first_distinct(source)
-        return np.sort(drawn)
+        return np.sort(drawn.astype(np.int32)).astype(np.int64)  # narrow integers are sorted several times as fast
 
     def _first_to_arrive(self, source: np.random.Philox) -> Int64[np.ndarray, " drawn"]:
         with np.errstate(divide="ignore"):  # genes without a weight never arrive

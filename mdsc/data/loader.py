@@ -149,7 +149,7 @@ class CellLoader:
             dense = self._empty((1, len(rows), width), groups, shared_genes=True)
             dense.fill_gene_set(0, groups, rows, gene_set, len(self.folder.vocabulary))
             dense.tell(0, np.arange(first, first + len(rows)), groups, rows)
-            batches.append(joined([dense]))
+            batches.append(joined([dense]).widened())
             first += len(rows)
         return CellBatch.concatenated(batches)
 

@@ -14,7 +14,7 @@ from mdsc.errors import UserError
 
 FILE_NAME = "manifest.json"
 FORMAT = "mdsc-shards"
-VERSION = 2
+VERSION = 3
 HASH = re.compile("[0-9a-f]{32}")
 MASK = re.compile("(?:[0-9a-f]{2})*")
 MOST_BYTES, MOST_ROWS = 2**62, 2**31 - 1

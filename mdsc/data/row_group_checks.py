@@ -13,7 +13,7 @@ from mdsc.data.shard_file import DamagedFile
 
 CLS_TOKEN_ID, CLS_VALUE = 1, -2
 """Tahoe-100M starts each cell with this entry."""
-INT32_END = 2.0**31
+INT32_END = np.float32(2.0**31)
 COMPILED_TYPES = {("int64", "float32"), ("int32", "uint16")}
 """Of genes and expressions: the published ones and those of compact shards."""
 
@@ -94,34 +94,50 @@ def _entries_if_plain(
         return None
     counts, places = np.empty(len(genes), dtype=np.int32), np.empty(len(genes), dtype=np.int32)
     kept = np.empty_like(indptr)
-    if not loop(genes, values, indptr, index_of_token, counts, places, kept):
+    # Ids ascend: if the last one has a place as if none were left out, none is.
+    is_shift = len(index_of_token) > 0 and bool(index_of_token[-1] == len(index_of_token) - 1 - FIRST_TOKEN_ID)
+    if not loop(genes, values, indptr, index_of_token, is_shift, counts, places, kept):
         return None
     return counts[: kept[-1]], places[: kept[-1]], kept
 
 
-def _plain_loop(genes, values, indptr, index_of_token, counts, places, kept):
-    """Fill the last three; false where an entry is wrong, or where the genes of a cell do not ascend."""
-    done = 0
+def _plain_loop(genes, values, indptr, index_of_token, is_shift, counts, places, kept):
+    """Fill the last three; false where an entry is wrong, or where the genes of a cell do not ascend.
+
+    A cell is passed over several times, each time so simply that a compiler does many entries at once.
+    """
+    num_ids, done = len(index_of_token), 0
     kept[0] = 0
     for row in range(len(indptr) - 1):
         start, end = indptr[row], indptr[row + 1]
         if start < end and genes[start] == CLS_TOKEN_ID and values[start] == CLS_VALUE:
             start += 1
-        last = -1
-        for entry in range(start, end):
-            gene, value = genes[entry], values[entry]
-            if not (FIRST_TOKEN_ID <= gene < len(index_of_token)):
-                return False
+        gene, value = genes[start:end], values[start:end]
+        count, place = counts[done : done + len(gene)], places[done : done + len(gene)]
+        lowest = highest = np.int64(FIRST_TOKEN_ID)
+        for entry in range(len(gene)):
+            lowest, highest = min(lowest, gene[entry]), max(highest, gene[entry])
+        wrong = np.int32(lowest < FIRST_TOKEN_ID) | np.int32(highest >= num_ids)
+        for entry in range(len(gene)):
             # A comparison with NaN is false.
-            if not (1 <= value < INT32_END) or value != np.int32(value):
-                return False
-            place = index_of_token[gene]
-            if place <= last:  # also where it is -1: unknown
-                return False
-            last = place
-            counts[done] = np.int32(value)
-            places[done] = place
-            done += 1
+            wrong |= np.int32(not value[entry] >= 1) | np.int32(not value[entry] < INT32_END)
+        if wrong:
+            return False
+        for entry in range(len(gene)):
+            count[entry] = np.int32(value[entry])
+            wrong |= np.int32(np.float32(count[entry]) != value[entry])
+        if is_shift:
+            for entry in range(len(gene)):
+                place[entry] = np.int32(gene[entry]) - FIRST_TOKEN_ID
+        else:
+            for entry in range(len(gene)):
+                place[entry] = index_of_token[np.uint64(gene[entry])]  # unsigned: not looked at for being negative
+        wrong |= np.int32(len(place) > 0 and place[0] < 0)  # unknown
+        for entry in range(1, len(gene)):
+            wrong |= np.int32(place[entry] <= place[entry - 1])
+        if wrong:
+            return False
+        done += len(gene)
         kept[row + 1] = done
     return True
 

@@ -5,13 +5,13 @@ space; then what is left is tokenised as if it were the whole cell.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mdsc.data.batch import CellBatch
+from mdsc.data.cell_tensors import CellTensors
 from mdsc.data.tokenizers import Tokenizer
 
 Predict = Callable[..., Tensor]
@@ -20,7 +20,7 @@ exact conditionals. tokens: the mask token where a position is hidden, the pad t
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(CellTensors):
     """Cells of which some counts are visible, and the others unknown."""
 
     gene_ids: Int[Tensor, "batch genes"]
@@ -37,9 +37,6 @@ class Evidence:
     vectors: Mapping[str, Float[Tensor, "batch _"]] = field(default_factory=dict)
     """Vector conditions."""
 
-    def __len__(self) -> int:
-        return len(self.cell_index)
-
     @property
     def hidden(self) -> Bool[Tensor, "batch genes"]:
         """Real positions that are not visible."""
@@ -50,23 +47,6 @@ class Evidence:
         tokens = tokenizer.encode_visible(self.counts, self.visible)
         tokens = tokens.masked_fill(self.is_pad, tokenizer.pad_token)
         return predict(self.gene_ids, tokens, self.counts, self.is_pad, self.categories, self.vectors)
-
-    def to(self, device: torch.device | str) -> "Evidence":
-        return self._map(lambda tensor: tensor.to(device))
-
-    def split(self, size: int) -> list["Evidence"]:
-        """Consecutive cells, `size` at a time; the last part may be smaller."""
-        return [self._map(lambda tensor, i=i: tensor[i : i + size]) for i in range(0, len(self), size)]
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Evidence":
-        changed = {}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, Mapping):
-                changed[entry.name] = {name: change(tensor) for name, tensor in value.items()}
-            else:
-                changed[entry.name] = change(value)
-        return Evidence(**changed)
 
 
 def hide(cells: CellBatch, hidden: Bool[Tensor, "batch genes"]) -> Evidence:

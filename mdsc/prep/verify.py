@@ -60,12 +60,12 @@ def _shard_faults(folder: ShardFolder, shard: Shard, fast: bool, checked: Callab
     if rows != shard.row_groups:
         yield f"{path}: its row groups have {_counts(rows)} rows, and should have {_counts(shard.row_groups)}"
     if shard.hashes and hashes[-1] != shard.hashes[-1]:
-        yield f"{path}: its footer is not the one that was prepared (SHA-256 differs)"
+        yield f"{path}: its footer is not the one that was prepared (hash differs)"
     # A damaged footer may also lie about where row groups are, and so about their number.
     num_groups = min(len(rows), len(shard.row_groups))
     for group in range(num_groups):
         if shard.hashes and shard.hashes[group] not in ("", hashes[group]):
-            yield f"{path}, row group {group}: its bytes are not those that were prepared (SHA-256 differs)"
+            yield f"{path}, row group {group}: its bytes are not those that were prepared (hash differs)"
         elif not fast and rows[group] == shard.row_groups[group]:
             yield from _decoding_faults(folder, RowGroupRef(shard.file, group, rows[group]))
         checked(shard.bytes // num_groups)

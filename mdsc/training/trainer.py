@@ -117,7 +117,7 @@ class Trainer:
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         for number, cells in enumerate(micro_batches, start=1):
             with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(self.wrapped_model):
-                losses = self._losses(self.wrapped_model, step, cells)
+                losses = self._losses(self.wrapped_model, step, cells.widened())
                 # Wrapped models average gradients over processes, but a step's loss is a sum over cells.
                 self.accelerator.backward(
                     losses["loss"].sum() * self.accelerator.num_processes / train.global_batch_size
@@ -169,7 +169,7 @@ class Trainer:
         if is_pathway_phase == self._is_pathway_phase:
             return
         self._is_pathway_phase = is_pathway_phase
-        few_cells = batch.select(slice(0, 2))
+        few_cells = batch.select(slice(0, 2)).widened()
         del self.wrapped_model  # the last phase's hooks go with it
         self.wrapped_model = prepare_phase(
             self.accelerator,

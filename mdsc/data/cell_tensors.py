@@ -1,0 +1,38 @@
+"""What sets of tensors with a row for each cell have in common: they are sent to devices, chosen from and cut."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Cells = TypeVar("Cells", bound="CellTensors")
+
+
+class CellTensors:
+    """Base of dataclasses whose fields are tensors, or mappings of names to tensors, all with cells as first axis."""
+
+    def __len__(self) -> int:
+        return len(self.cell_index)
+
+    def to(self: Cells, device: torch.device | str, non_blocking: bool = False) -> Cells:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def select(self: Cells, rows: Tensor | slice) -> Cells:
+        """The cells at `rows`: indices, a mask or a slice."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def split(self: Cells, size: int) -> list[Cells]:
+        """Consecutive cells, `size` at a time (the last part may have fewer)."""
+        return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def _map(self: Cells, change: Callable[[Tensor], Tensor]) -> Cells:
+        changed = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Mapping):
+                changed[entry.name] = {name: change(tensor) for name, tensor in value.items()}
+            else:
+                changed[entry.name] = change(value)
+        return replace(self, **changed)

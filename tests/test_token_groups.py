@@ -1,0 +1,77 @@
+"""Row groups packed into numbers give back genes, counts and tokens, in either width, compiled or not."""
+
+import numpy as np
+import pytest
+
+from mdsc.data.dense_cells import DenseCells
+from mdsc.data.quarantine import TrainingCells
+from mdsc.data.row_groups import RowGroup
+from mdsc.data.token_groups import NARROW, WIDE, entries_of, tokenise
+from mdsc.data.tokenizers import make_tokenizer
+
+COUNTS = np.array([1, 255, 256, 3, 65535, 65536, 2**31 - 1, 2], dtype=np.int32)
+INDPTR = np.array([0, 3, 3, 7, 8])
+
+
+@pytest.fixture(params=["0", "1"], ids=["numpy", "numba"], autouse=True)
+def form(request, monkeypatch):
+    if request.param == "1":
+        pytest.importorskip("numba")
+    monkeypatch.setenv("MDSC_NUMBA", request.param)
+
+
+def group_of(counts: np.ndarray, indptr: np.ndarray, genes: list[int], vocabulary_size: int, num_tokens: int = 64):
+    rows = len(indptr) - 1
+    cells = RowGroup(counts, np.array(genes, dtype=np.int32), indptr, np.empty(0, dtype=object), {})
+    tokenizer = make_tokenizer("count", num_tokens)
+    group = tokenise(TrainingCells(cells, np.zeros(rows, dtype=np.int64)), tokenizer, {}, vocabulary_size)
+    return group, tokenizer.encode(counts, indptr)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary_size", "num_tokens", "kind"),
+    [(65536, 256, NARROW), (65537, 64, WIDE), (100, 257, WIDE), (2**20, 4096, WIDE)],
+)
+def test_entries_are_what_was_packed(vocabulary_size, num_tokens, kind):
+    genes = [0, 5, vocabulary_size - 1, 1, 2, 7, 9, vocabulary_size - 1]
+    group, tokens = group_of(COUNTS, INDPTR, genes, vocabulary_size, num_tokens)
+    assert group.entries.dtype == kind
+    cells = entries_of([group] * 4, [0, 1, 2, 3])
+    assert cells.gene_index.tolist() == genes
+    assert cells.counts.tolist() == COUNTS.tolist()
+    assert cells.tokens.tolist() == tokens.tolist()
+    assert cells.indptr.tolist() == INDPTR.tolist()
+    assert entries_of([group, group], [3, 0]).counts.tolist() == [2, 1, 255, 256]
+
+
+@pytest.mark.parametrize("vocabulary_size", [50, 70_000])
+def test_cells_of_several_groups_fill_a_gene_set(vocabulary_size):
+    genes = [0, 5, 40, 1, 2, 7, 9, 40]
+    group, tokens = group_of(COUNTS, INDPTR, genes, vocabulary_size)
+    small, small_tokens = group_of(np.array([4, 4], dtype=np.int32), np.array([0, 2]), [7, 8], vocabulary_size)
+    gene_set = np.array([2, 5, 7, 9, 40])
+    dense = DenseCells.empty(
+        (1, 4, 6), shared_genes=True, count_type=group.count_type, pad_token=65, columns=()
+    )  # one gene more than is filled
+    dense.fill_gene_set(0, [group, small, group, group], [2, 0, 1, 0], gene_set, vocabulary_size)
+    assert dense.gene_ids[0, 0, :5].tolist() == gene_set.tolist()
+    assert dense.counts[0].tolist() == [
+        [65535, 0, 65536, 2**31 - 1, 0, 0],
+        [0, 0, 4, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0, 255, 0, 0, 256, 0],
+    ]
+    assert dense.tokens[0].tolist() == [
+        [tokens[4], 0, tokens[5], tokens[6], 0, 65],
+        [0, 0, small_tokens[0], 0, 0, 65],
+        [0, 0, 0, 0, 0, 65],
+        [0, tokens[1], 0, 0, tokens[2], 65],
+    ]
+
+
+def test_no_entries_at_all():
+    group, _ = group_of(np.zeros(0, dtype=np.int32), np.array([0, 0]), [], 50)
+    dense = DenseCells.empty((1, 1, 2), shared_genes=True, count_type=group.count_type, pad_token=65, columns=())
+    dense.fill_gene_set(0, [group], [0], np.array([3, 4]), 50)
+    assert not dense.counts.any()
+    assert not dense.tokens.any()
