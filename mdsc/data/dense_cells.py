@@ -10,7 +10,7 @@ from jaxtyping import Int64, Integer
 from mdsc.data.batch import CellBatch
 from mdsc.data.compiled import compiled
 from mdsc.data.quarantine import Quarantined
-from mdsc.data.token_groups import CellEntries, TokenGroup, as_numbers, entries_of
+from mdsc.data.token_groups import CellEntries, TokenGroup, as_numbers
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class DenseCells:
         # the table stays in the cache.
         column_of = np.full(vocabulary_size, width, dtype=np.min_scalar_type(width))
         column_of[gene_set] = np.arange(width)
-        counts, tokens, loop = self.counts[lane, :, :width], self.tokens[lane, :, :width], compiled(_fill_loop)
-        if loop is None:
-            _fill(entries_of(groups, rows), column_of, counts, tokens)
+        if (loop := compiled(_fill_loop)) is None:
+            _fill(groups, rows, column_of, width, self.counts[lane], self.tokens[lane])
             return
+        counts, tokens = self.counts[lane, :, :width], self.tokens[lane, :, :width]
         places_of: dict[int, list[int]] = {}
         for place, group in enumerate(groups):
             places_of.setdefault(id(group), []).append(place)
@@ -132,13 +132,30 @@ def joined(parts: Sequence[DenseCells]) -> CellBatch:
     )
 
 
-def _fill(cells: CellEntries, column_of: np.ndarray, dense_counts: np.ndarray, dense_tokens: np.ndarray) -> None:
-    """Put the entries of genes that have a column into the two tables (cells, genes)."""
-    column = column_of.take(cells.gene_index, mode="clip")  # ids are valid; "clip" saves the check of each
-    drawn = np.flatnonzero(column < dense_counts.shape[1])
-    cell = np.repeat(np.arange(len(dense_counts)), np.diff(cells.indptr))[drawn]
-    dense_counts[cell, column[drawn]] = cells.counts[drawn]
-    dense_tokens[cell, column[drawn]] = cells.tokens[drawn]
+def _fill(
+    groups: Sequence[TokenGroup],
+    rows: Sequence[int],
+    column_of: np.ndarray,
+    width: int,
+    dense_counts: np.ndarray,
+    dense_tokens: np.ndarray,
+) -> None:
+    """Put the entries of genes that have a column below `width` into the two tables (cells, genes)."""
+    parts = [slice(group.starts[row], group.starts[row + 1]) for group, row in zip(groups, rows, strict=True)]
+    entries = np.concatenate([as_numbers(group.entries)[part] for group, part in zip(groups, parts, strict=True)])
+    entries = entries.view(groups[0].entries.dtype)
+    column = column_of.take(entries["gene"], mode="clip")  # ids are valid; "clip" saves the check of each
+    drawn = np.flatnonzero(column < width)
+    first = np.arange(len(parts)) * dense_counts.shape[1]
+    place = np.repeat(first, [part.stop - part.start for part in parts])[drawn] + column[drawn]
+    entries = entries[drawn]
+    dense_counts.reshape(-1)[place] = entries["count"]
+    dense_tokens.reshape(-1)[place] = entries["token"]
+    for cell, (group, part) in enumerate(zip(groups, parts, strict=True)):
+        if len(group.large_at):
+            low, high = np.searchsorted(group.large_at, (part.start, part.stop))
+            column = column_of[group.entries["gene"][group.large_at[low:high]]]
+            dense_counts[cell, column[column < width]] = group.large_counts[low:high][column < width]
 
 
 def _fill_loop(numbers, large_at, large_counts, starts, rows, places, column_of, dense_counts, dense_tokens):

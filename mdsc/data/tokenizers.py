@@ -6,7 +6,7 @@ the same tokens alone and in any batch. What is decoded depends on the visible c
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -111,8 +111,7 @@ class RankTokenizer(Tokenizer):
     def encode(
         self, counts: Integer[np.ndarray, " nnz"], indptr: Integer[np.ndarray, " cells_plus_one"]
     ) -> Int16[np.ndarray, " nnz"]:
-        top = min(self.edges[-1], int(counts.max(initial=0)))  # no rank is above its count
-        return csr_dense_rank_tokens(counts, indptr, _token_table(top, self.edges))
+        return csr_dense_rank_tokens(counts, indptr, _token_table(self.edges[-1], self.edges))
 
     def _encode_rows(self, counts: Int[Tensor, "batch genes"]) -> Int64[Tensor, "batch genes"]:
         return _bucket(dense_ranks(counts), self.edges)
@@ -263,6 +262,7 @@ def _tokens_of(numbers: Integer[np.ndarray, " nnz"], edges: tuple[int, ...]) -> 
     return _token_table(top, edges)[np.minimum(numbers, top)]
 
 
+@cache
 def _token_table(top: int, edges: tuple[int, ...]) -> Int16[np.ndarray, " numbers"]:
     """Token of each number from 0 to `top`."""
     return (np.searchsorted(edges, np.arange(top + 1), side="right") - 1).astype(np.int16)
