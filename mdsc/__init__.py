@@ -3,8 +3,8 @@
     import mdsc
     filled = mdsc.inpaint_anndata("runs/demo", adata, mask_ratio=0.8)
 
-What is named here is imported when it is first asked for, so that `mdsc --help` needs no torch. transformers' AutoConfig
-and AutoModel know the model once this package is imported, whether they were imported before or are later.
+What is named here is imported when it is first asked for, so that `mdsc --help` needs no torch. Once this package is
+imported, transformers' AutoConfig and AutoModel know the model, whether they were imported before or are later.
 """
 
 import importlib

@@ -50,8 +50,8 @@ def download(
         pickled = [name for name in _listed(repo, folder.name, token) if name.endswith(PICKLES)]
         if WEIGHTS in missing and pickled:
             raise UserError(
-                f"{repo} has its weights as a pickle alone ({pickled[0]}), which can run any code: mdsc never loads one.\n"
-                f"Ask its owner for {WEIGHTS}."
+                f"{repo} has its weights as a pickle alone ({pickled[0]}), which can run any code:\n"
+                f"mdsc never loads one; ask its owner for {WEIGHTS}."
             )
         raise UserError(f"{repo} has no {' and no '.join(missing)}: it is no checkpoint of mdsc.")
     return folder

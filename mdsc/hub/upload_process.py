@@ -25,9 +25,7 @@ def main() -> None:
         if job["folder"] is None:
             remote = make_repository(job["repo"], private=job["private"])
         else:
-            remote = push_folder(
-                Path(job["folder"]), job["repo"], private=job["private"], message=job["message"]
-            )
+            remote = push_folder(Path(job["folder"]), job["repo"], private=job["private"], message=job["message"])
         answer = asdict(remote)
     except Exception as error:  # whatever it is, the run goes on
         answer = {"error": push_failure(error, job["repo"])}

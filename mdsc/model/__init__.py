@@ -1,4 +1,4 @@
-"""The network: a gene-conditioned DiT with a cell-state pathway. What is named here is imported when it is asked for."""
+"""The network: a gene-conditioned DiT with a cell-state pathway. What is named here is imported when asked for."""
 
 import importlib
 from typing import TYPE_CHECKING
