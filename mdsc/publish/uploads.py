@@ -39,9 +39,9 @@ class Uploads:
         run: Path,
         say: Callable[[str], None],
         *,
-        pauses: tuple[float, ...] = PAUSES,
-        end_pauses: tuple[float, ...] = END_PAUSES,
-        most_seconds: float = MOST_SECONDS,
+        pauses: tuple[float | int, ...] = PAUSES,
+        end_pauses: tuple[float | int, ...] = END_PAUSES,
+        most_seconds: float | int = MOST_SECONDS,
     ):
         """Begins at once, by making the repository, so that a wrong token is told early."""
         assert config.repo is not None
@@ -91,7 +91,7 @@ class Uploads:
             self._waiting, self._not_before = snapshot, 0.0
             self._changed.notify_all()
 
-    def close(self, patience: float | None = None) -> None:
+    def close(self, patience: float | int | None = None) -> None:
         """Wait, `patience` seconds at most, until the newest snapshot is pushed or given up; then end the upload."""
         try:
             with self._changed:
@@ -150,7 +150,7 @@ class Uploads:
         except Exception as error:  # nothing of this may end the thread
             return {"error": _first_line(error)}
 
-    def _answer(self, job: str, seconds: float) -> dict:
+    def _answer(self, job: str, seconds: float | int) -> dict:
         root = str(Path(mdsc.__file__).parent.parent)
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         with self._changed:
