@@ -106,7 +106,9 @@ def test_imports_of_mdsc_run_one_way():
     for found in imports():
         part = found.imported.removeprefix("mdsc.").partition(".")[0]
         is_ours = found.imported.startswith("mdsc.") and part in MAY_IMPORT and not found.for_types
-        if is_ours and part not in [found.package, *MAY_IMPORT[found.package].split()]:
+        # mdsc/__init__.py itself imports nothing at once but what makes the Auto classes know the model.
+        may = MAY_IMPORT.get(found.package, "auto_classes").split()
+        if is_ours and part not in [found.package, *may]:
             wrong.append(str(found))
     assert not wrong
 

@@ -117,6 +117,7 @@ def help_text() -> str:
             "prepare mixture",
             "verify",
             "shards-to-h5ad",
+            "push",
         ):
             main([*command.split(), "--help"])
     benchmarks = [

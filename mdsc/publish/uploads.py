@@ -63,7 +63,6 @@ class Uploads:
     def __enter__(self) -> "Uploads":
         from huggingface_hub import get_token
 
-        shutil.rmtree(self._run / FOLDER, ignore_errors=True)  # what a killed run has left
         if not get_token():
             self._warn(f"there is no token of the hub on this machine ({LOG_IN}); the run goes on")
         self._thread.start()
@@ -78,6 +77,8 @@ class Uploads:
         """A checkpoint of `step` stands in the run's folder, and is pushed if it is due. The last one always is."""
         if not is_last and step - self._last_step < (self._config.every or 1):
             return
+        if not self._number:
+            shutil.rmtree(self._run / FOLDER, ignore_errors=True)  # what a killed run has left
         self._number += 1  # a folder may be in use by the upload that runs
         try:
             snapshot = take_snapshot(self._run, self._run / FOLDER / str(self._number), step, with_picture=is_last)
@@ -92,7 +93,12 @@ class Uploads:
             self._changed.notify_all()
 
     def close(self, patience: float | int | None = None) -> None:
-        """Wait, `patience` seconds at most, until the newest snapshot is pushed or given up; then end the upload."""
+        """Wait, `patience` seconds at most, until the newest snapshot is pushed or given up; then end the upload.
+
+        Leaving the context does it without a limit, or after an exception at once; here it may be done before.
+        """
+        if self._is_stopped:
+            return
         try:
             with self._changed:
                 self._is_closing, self._failures, self._not_before = True, 0, 0.0
