@@ -171,7 +171,6 @@ def load_model(folder: str | Path) -> MdscModel:
             raise UserError(
                 f"{folder / WEIGHTS} is damaged: {name} is not finite throughout.\nCopy the checkpoint again."
             )
-    model.name_or_path = checkpoint_name(folder)
     return model.eval()
 
 

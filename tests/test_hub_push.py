@@ -88,7 +88,7 @@ def test_a_run_that_is_not_there_or_not_whole_is_not_pushed(hub: HubStub, run: P
     weights = run / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     assert push(run) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert f"error: {run}: config.json or model.safetensors cannot be read" in capsys.readouterr().err
     weights.unlink()
     assert push(run) == 2
     assert "has no model.safetensors" in capsys.readouterr().err

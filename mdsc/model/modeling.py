@@ -74,15 +74,18 @@ class MdscModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained: str | Path, *arguments, output_loading_info: bool = False, **options):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *arguments, output_loading_info: bool = False, **options
+    ):
         """As in transformers, but from safetensors alone, so that nothing is unpickled, and whole.
 
-        `pretrained` is a folder, or `user/name[@revision]` of a hub (UserError where it cannot be had). Raises
+        The name is a folder, or `user/name[@revision]` of a hub (UserError where it cannot be had). Raises
         ValueError where the file lacks a weight; transformers would draw it at random. With `output_loading_info` the
         answer is (model, what was found), and judging it is left to the caller.
         """
         if options.setdefault("use_safetensors", True) is not True:
             raise ValueError("mdsc reads weights from safetensors alone: leave use_safetensors out")
+        pretrained = pretrained_model_name_or_path
         if not Path(pretrained).is_dir() and (repository := as_repository(str(pretrained))) is not None:
             # transformers would look for weights of all kinds, and offer to convert pickles.
             revision = options.pop("revision", None) or repository.revision

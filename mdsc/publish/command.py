@@ -53,7 +53,7 @@ def push(config: PushConfig) -> Remote:
         raise UserError(f"there is no token of the hub on this machine: {LOG_IN}.")
     with _beside(run) as folder:
         snapshot = take_snapshot(run, Path(folder) / "push", last_saved_step(run), with_picture=True)
-        load_checkpoint(snapshot.folder)  # nobody should download what cannot be read
+        _check_readable(snapshot, run)
         if not write_card(snapshot, run, config.repo, config.license):
             print(f"the model card is {run / 'README.md'}, as it stands there")
         remote = _push(snapshot, config)
@@ -67,6 +67,14 @@ def _beside(run: Path) -> TemporaryDirectory:
         return TemporaryDirectory(prefix=".push-", dir=run)
     except OSError:
         return TemporaryDirectory(prefix="mdsc-push-")
+
+
+def _check_readable(snapshot: Snapshot, run: Path) -> None:
+    """Nobody should download what cannot be read."""
+    try:
+        load_checkpoint(snapshot.folder)
+    except UserError as error:
+        raise UserError(str(error).replace(str(snapshot.folder), str(run))) from error
 
 
 def _push(snapshot: Snapshot, config: PushConfig) -> Remote:
