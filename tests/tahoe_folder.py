@@ -1,5 +1,6 @@
 """Small folders in Tahoe's format with made-up side tables, and what was in them."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +47,13 @@ def ids_and_conditions(folder: ShardFolder, split: str) -> dict[str, dict[str, s
     return cells
 
 
-def first_batches(folder: ShardFolder, num_steps: int = 12) -> list[dict[str, np.ndarray]]:
+def first_batches(folder: ShardFolder, num_steps: int = 12, workers: int = 0) -> list[dict[str, np.ndarray]]:
     """What the loader gives for some steps (over more than an epoch of a small folder), as arrays."""
-    settings = DataConfig(num_lanes=4, window=2, prefetch=0, num_genes=32)
+    settings = DataConfig(num_lanes=4, window=2, prefetch=2 if workers else 0, num_genes=32, workers=workers)
     levels = folder.manifest.conditions
     loader = CellLoader(folder, make_tokenizer("rank"), settings, seed=3, global_batch_size=64, levels=levels)
-    batches = loader.iterate()
-    return [arrays(next(batches)) for _ in range(num_steps)]
+    with closing(loader.iterate()) as batches:
+        return [arrays(next(batches)) for _ in range(num_steps)]
 
 
 def arrays(batch) -> dict[str, np.ndarray]:

@@ -22,7 +22,8 @@ from tahoe_folder import first_batches
 from mdsc.data.range_cache import RangeCache
 from mdsc.data.shards import ShardFolder
 folder = ShardFolder.open(sys.argv[1], cache=RangeCache(Path(sys.argv[2]), 10**8))
-print(sha256(b"".join(value.tobytes() for batch in first_batches(folder) for value in batch.values())).hexdigest())
+found = first_batches(folder, workers=int(sys.argv[3]))
+print(sha256(b"".join(value.tobytes() for batch in found for value in batch.values())).hexdigest())
 """
 
 
@@ -60,13 +61,13 @@ def test_files_are_streamed_by_ranges(source, tmp_path):
         expression = [request for request in requests if "/resolve/" in request and "train-" in request]
         assert expression
         assert all("bytes=" in request for request in expression), "no file is fetched whole"
-        for cached in (False, True):
+        for cached, workers in ((False, "2"), (True, "2"), (True, "0")):
             requests.clear()
-            done = run(tmp_path, endpoint, "-c", READ, "s", "cache")
+            done = run(tmp_path, endpoint, "-c", READ, "s", "cache", workers)
             assert done.returncode == 0, done.stderr
             assert done.stdout.strip() == tokens(local)
             groups = {request for request in requests if "train-" in request}
-            # From the cache there are two requests a file, for its footer.
+            # From the cache there are two requests a file, for its footer; each worker asks for itself.
             assert (len(groups) <= 2 * len(local.manifest.shards)) is cached
 
 

@@ -25,7 +25,7 @@ class DataConfig:
     condition_columns: tuple[str, ...] = ()
     """Condition columns of the shards that the model is told (drug, cell_line, ...)."""
     verify: bool = True
-    """Compare the hash of each row group that is read with the manifest's. It costs some 10% of reading."""
+    """Compare the hash of each row group that is read with the manifest's."""
     cache_dir: str | None = None
     """Folder for row groups that are read from far away (shards of `mdsc prepare tahoe --stream`); default: `cache` in
     the folder of shards. Runs may share it."""
