@@ -3,12 +3,14 @@
     import mdsc
     filled = mdsc.inpaint_anndata("runs/demo", adata, mask_ratio=0.8)
 
-What is named here is imported when it is first asked for, so that `mdsc --help` needs no torch. Importing `mdsc.model`
-also registers the model with transformers' AutoConfig and AutoModel.
+What is named here is imported when it is first asked for, so that `mdsc --help` needs no torch. Once this package is
+imported, transformers' AutoConfig and AutoModel know the model, whether they were imported before or are later.
 """
 
 import importlib
 from typing import TYPE_CHECKING
+
+from mdsc.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
     from mdsc.checkpoint import load_checkpoint
@@ -41,3 +43,6 @@ def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'mdsc' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+register_when_imported()

@@ -10,6 +10,7 @@ It is the top level of a run's folder, beside metrics.jsonl and loss.png, and th
 """
 
 import filecmp
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from mdsc.data.quarantine import Quarantined
 from mdsc.data.tokenizer_file import load_tokenizer, save_tokenizer
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.errors import UserError
+from mdsc.hub.download import download
+from mdsc.hub.repository import as_repository, name_of_cached
 from mdsc.model.modeling import MdscModel
 
 WEIGHTS = "model.safetensors"
@@ -84,11 +87,34 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(beside)
 
 
-def load_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read a checkpoint folder; UserError where a part is missing, cut off or does not fit the others."""
-    folder = Path(folder)
-    if not folder.is_dir():
+def checkpoint_folder(checkpoint: str | Path) -> Path:
+    """A folder of this name if there is one, else what the hub has as `user/name[@revision]`, downloaded."""
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        return folder
+    repository = as_repository(str(checkpoint))
+    if repository is None:
         raise UserError(f"--checkpoint: there is no folder {folder}.")
+    try:
+        return download(repository)
+    except UserError as error:
+        raise UserError(f"--checkpoint: there is no folder {folder} here, and on the hub:\n{error}") from error
+
+
+def checkpoint_name(folder: Path) -> str:
+    """What messages and results call a checkpoint: its folder, or `user/name@commit` where it is of the hub."""
+    return name_of_cached(folder) or str(folder)
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the weights, in hex: what the hub shows beside them too."""
+    with (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
+    """Read a folder, or `user/name` of the hub; UserError where a part is missing, cut off or does not fit."""
+    folder = checkpoint_folder(checkpoint)
     vocabulary, statistics = GeneVocabulary.load(folder), GeneStatistics.load(folder)
     tokenizer = load_tokenizer(folder)
     model = load_model(folder)

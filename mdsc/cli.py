@@ -36,6 +36,7 @@ COMMANDS = {
     "train": Command("mdsc.training.command", "train a model on a folder of shards"),
     "sample": Command("mdsc.sampling.command", "fill hidden counts, or generate cells"),
     "evaluate": Command("mdsc.evaluation.command", "score a model beside plain baselines"),
+    "push": Command("mdsc.publish.command", "push a checkpoint to a hub, with a filled model card"),
     "doctor": Command("mdsc.model.doctor", "show versions, devices and which attention works here"),
 }
 

@@ -26,7 +26,7 @@ SHORTENED = {
 }
 # Files that the commands write or that a user brings, and so are not in the repository.
 NOT_OURS = re.compile(r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.png|\w+\.h5ad)$|^config\.json$|^shared/")
-CHECKPOINT = {"model.safetensors", "genes.parquet", "tokenizer.json", "training.yaml", "quarantined.json"}
+CHECKPOINT = {"model.safetensors", "genes.parquet", "tokenizer.json", "training.yaml", "quarantined.json", "loss.png"}
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -117,6 +117,7 @@ def help_text() -> str:
             "prepare mixture",
             "verify",
             "shards-to-h5ad",
+            "push",
         ):
             main([*command.split(), "--help"])
     benchmarks = [

@@ -144,6 +144,20 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubConfig:
+    repo: str | None = None
+    """Model repository (user/name) that checkpoints are pushed to while the run goes on, and at its end; it is made
+    where it is not there. The token is the one of `hf auth login`, or HF_TOKEN."""
+    every: int | None = None
+    """Steps between pushes, each of the first checkpoint that is saved then; by default every saved checkpoint. The
+    last one is always pushed."""
+    private: bool = True
+    """Whether a repository that is made is private; one that is there stays what it is."""
+    license: str = "unknown"
+    """Licence of the weights for the model card, as the hub names it (apache-2.0, cc-by-4.0, ...)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -152,6 +166,7 @@ class TrainConfig:
     train: OptimConfig = field(default_factory=OptimConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
     output_dir: str = "runs/demo"
     """Folder of the run: checkpoint, config, metrics, plots."""
     seed: int = 0

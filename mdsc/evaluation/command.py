@@ -13,7 +13,14 @@ import tyro
 
 from mdsc import __version__
 from mdsc.atomic import replacing
-from mdsc.checkpoint import Checkpoint, load_checkpoint, newest_run
+from mdsc.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    checkpoint_name,
+    load_checkpoint,
+    newest_run,
+    weights_digest,
+)
 from mdsc.config.schema import TrainConfig
 from mdsc.data.shard_mixture import open_shards
 from mdsc.errors import UserError
@@ -31,7 +38,7 @@ MOST_TRAINING_COUNTS = 40_000_000
 @dataclass(frozen=True, kw_only=True)
 class InpaintConfig:
     checkpoint: str | None = None
-    """Checkpoint folder; by default the newest run in runs/."""
+    """Checkpoint folder, or user/name[@revision] of the hub; by default the newest run in runs/."""
     input: Path | None = None
     """h5ad file of held-out cells with raw counts; by default the held-out cells of the run's shards."""
     train: Path | None = None
@@ -75,7 +82,7 @@ def inpaint(config: InpaintConfig) -> dict:
     if not console.is_terminal:
         console.width = 120  # a file has no width, and rich would fold the table to 80 columns
     _check(config)
-    folder = newest_run() if config.checkpoint is None else Path(config.checkpoint)
+    folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
     if config.checkpoint is None:
         console.print(f"--checkpoint is not given: taking {folder}")
     checkpoint = load_checkpoint(folder)
@@ -131,7 +138,7 @@ def inpaint(config: InpaintConfig) -> dict:
         unmasking = unmask_one_cell(
             predict, checkpoint.tokenizer, cells, max(config.mask_ratios), seed=config.seed, device=device
         )
-        title = f"{folder}: {cells.counts.shape[0]:,} held-out cells x {len(places):,} genes"
+        title = f"{checkpoint_name(folder)}: {cells.counts.shape[0]:,} held-out cells x {len(places):,} genes"
         save_report(config.report, result, metrics_file=folder / "metrics.jsonl", unmasking=unmasking, title=title)
         console.print(f"wrote {config.report}")
     return scores
@@ -201,7 +208,8 @@ def _settings(
     places: np.ndarray,
 ) -> dict:
     return {
-        "checkpoint": str(folder),
+        "checkpoint": checkpoint_name(folder),
+        "weights_sha256": weights_digest(folder),
         "input": test.name,
         "train": None if train is None else train.name,
         "mask_ratios": list(config.mask_ratios),

@@ -1,6 +1,6 @@
 """What a checkpoint's config.json holds: the shape of the network and the conditions that it knows."""
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 
 class MdscConfig(PreTrainedConfig):
@@ -59,3 +59,6 @@ class MdscConfig(PreTrainedConfig):
     @property
     def pad_token(self) -> int:
         return self.num_tokens + 1
+
+
+AutoConfig.register(MdscConfig.model_type, MdscConfig, exist_ok=True)

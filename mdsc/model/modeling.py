@@ -8,20 +8,27 @@
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import ModelOutput
 
+from mdsc.hub.download import MODEL_FILES, download
+from mdsc.hub.repository import Repository, as_repository, name_of_cached
 from mdsc.model.blocks import DiTBlock, FinalLayer
 from mdsc.model.cell_state import CellState, ZeroLinear
 from mdsc.model.conditions import Conditions
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.gene_evidence import NUM_FEATURES, GeneEvidence, GeneResponse
+
+ALIGNMENT = 64
+"""Bytes; where torch puts its own tensors."""
+DOWNLOAD_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 
 
 @dataclass
@@ -67,15 +74,26 @@ class MdscModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, *arguments, output_loading_info: bool = False, **options):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *arguments, output_loading_info: bool = False, **options
+    ):
         """As in transformers, but from safetensors alone, so that nothing is unpickled, and whole.
 
-        Raises ValueError where the file lacks a weight; transformers would draw it at random. With
-        `output_loading_info` the answer is (model, what was found), and judging it is left to the caller.
+        The name is a folder, or `user/name[@revision]` of a hub (UserError where it cannot be had). Raises
+        ValueError where the file lacks a weight; transformers would draw it at random. With `output_loading_info` the
+        answer is (model, what was found), and judging it is left to the caller.
         """
         if options.setdefault("use_safetensors", True) is not True:
             raise ValueError("mdsc reads weights from safetensors alone: leave use_safetensors out")
-        model, found = super().from_pretrained(*arguments, output_loading_info=True, **options)
+        pretrained = pretrained_model_name_or_path
+        if not Path(pretrained).is_dir() and (repository := as_repository(str(pretrained))) is not None:
+            # transformers would look for weights of all kinds, and offer to convert pickles.
+            revision = options.pop("revision", None) or repository.revision
+            wanted = {name: options.pop(name) for name in DOWNLOAD_OPTIONS if name in options}
+            pretrained = download(Repository(repository.name, revision), MODEL_FILES, **wanted)
+        model, found = super().from_pretrained(pretrained, *arguments, output_loading_info=True, **options)
+        _align(model)
+        model.name_or_path = name_of_cached(Path(pretrained)) or str(pretrained)
         if output_loading_info:
             return model, found
         if found["missing_keys"]:
@@ -148,5 +166,14 @@ class MdscModel(PreTrainedModel):
         return MdscOutput(logits=logits, cell_state=state)
 
 
-AutoConfig.register(MdscConfig.model_type, MdscConfig)
-AutoModel.register(MdscConfig, MdscModel)
+def _align(model: nn.Module) -> None:
+    """Copy what a weights file has put at odd addresses: a product is rounded by where its factors begin.
+
+    After that a model that is read gives the very bits of the model that was saved.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
+
+
+AutoModel.register(MdscConfig, MdscModel, exist_ok=True)

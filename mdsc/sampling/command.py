@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from mdsc.checkpoint import Checkpoint, newest_run
+from mdsc.checkpoint import Checkpoint, checkpoint_folder, newest_run
 from mdsc.errors import UserError
 from mdsc.sampling.anndata_files import check_output, read_h5ad, write_h5ad
 from mdsc.sampling.anndata_generation import generate_anndata
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     checkpoint: str | None = None
-    """Checkpoint folder; by default the newest run in runs/."""
+    """Checkpoint folder, or user/name[@revision] of the hub; by default the newest run in runs/."""
     input: Path | None = None
     """h5ad file with raw counts; by default the held-out cells of the run's shards."""
     output: Path | None = None
-    """h5ad file to write; by default filled.h5ad or generated.h5ad in the checkpoint folder."""
+    """h5ad file to write; by default filled.h5ad or generated.h5ad in the checkpoint folder (here, if it is of the
+    hub)."""
     mask_ratio: float | None = None
     """Share of each cell's genes to hide and fill in, between 0 and 1."""
     impute_zeros: bool = False
@@ -72,10 +73,12 @@ def sample(config: SampleConfig) -> Path:
     _check(config)
     is_filling = config.num_cells is None
     condition = condition_pairs(chain(*config.condition))
-    folder = newest_run() if config.checkpoint is None else Path(config.checkpoint)
+    folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
     if config.checkpoint is None:
         say(f"--checkpoint is not given: taking {folder}, the newest run")
-    output = config.output or folder / ("filled.h5ad" if is_filling else "generated.h5ad")
+    is_local = config.checkpoint is None or Path(config.checkpoint).is_dir()
+    file_name = "filled.h5ad" if is_filling else "generated.h5ad"
+    output = config.output or (folder / file_name if is_local else Path(file_name))
     checkpoint = opened(folder)
     if config.output is None:
         say(f"--output is not given: writing {output}")

@@ -23,6 +23,7 @@ from mdsc.data.shards import ShardFolder
 from mdsc.data.tokenizers import make_tokenizer
 from mdsc.errors import UserError
 from mdsc.model.initialisation import build_model
+from mdsc.publish.uploads import Uploads
 from mdsc.training.cpu_processes import start_missing_processes
 from mdsc.training.option_checks import check
 from mdsc.training.plots import plot_losses
@@ -48,13 +49,21 @@ def main(argv: list[str]) -> None:
     progress = RunProgress(config.train.max_steps, show=accelerator.is_main_process)
     for line in defaults_taken(config, argv):
         progress.say(line)
+    check(config, accelerator.num_processes)
     _prepare_embedded_cells(config, accelerator, progress)
-    train(config, accelerator, progress)
+    pushes = config.hub.repo is not None and accelerator.is_main_process
+    uploads = Uploads(config.hub, Path(config.output_dir), progress.say) if pushes else None
+    # Around all else: the last push may take long, and no other process waits for it.
+    with uploads or nullcontext():
+        train(config, accelerator, progress, uploads)
     accelerator.end_training()
 
 
-def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) -> Path:
-    """Train and leave checkpoint, metrics.jsonl and loss.png in `config.output_dir`; give that folder."""
+def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, uploads: Uploads | None = None) -> Path:
+    """Train and leave checkpoint, metrics.jsonl and loss.png in `config.output_dir`; give that folder.
+
+    Checkpoints are given to `uploads`, if there are any, on the main process; `config.hub` is not read here.
+    """
     check(config, accelerator.num_processes)
     cache = RangeCache(Path(config.data.cache_dir or Path(config.data.dir) / "cache"), config.data.cache_bytes)
     # In quarantine a truncated file is one with corrupt row groups.
@@ -114,12 +123,16 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) 
                     trainer.ema.model, tokenizer, folder.vocabulary, folder.statistics, config, quarantined
                 )
                 save_checkpoint(run_folder, parts)
+                if uploads is not None and done < config.train.max_steps:
+                    uploads.saved(done)
 
         quarantine_log.update(0)
         trainer.run(loader.iterate(), save, logged=quarantine_log.update)
     if accelerator.is_main_process:
         picture = plot_losses(run_folder, config.train.pathway_steps)
         progress.say(f"wrote {run_folder / WEIGHTS} and {picture}")
+        if uploads is not None:
+            uploads.saved(config.train.max_steps, is_last=True)
     accelerator.wait_for_everyone()
     return run_folder
 

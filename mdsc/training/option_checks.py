@@ -2,6 +2,8 @@
 
 from mdsc.config.schema import TrainConfig
 from mdsc.errors import UserError
+from mdsc.hub.repository import check_name
+from mdsc.publish.card_file import check_license
 from mdsc.training.batch_shares import micro_batch_size
 
 
@@ -66,6 +68,11 @@ def check(config: TrainConfig, num_processes: int) -> None:
             "each head takes an equal part of the width."
         )
     micro_batch_size(train, num_processes)
+    if config.hub.repo is not None:
+        check_name(config.hub.repo, "--hub.repo")
+    if config.hub.every is not None:
+        _require(config.hub.every >= 1, "hub.every", config.hub.every, "1 or more")
+    check_license(config.hub.license, "--hub.license")
 
 
 def _require(is_good: bool, name: str, value: float | int | str, wanted: str) -> None:
