@@ -75,3 +75,15 @@ def test_no_entries_at_all():
     dense.fill_gene_set(0, [group], [0], np.array([3, 4]), 50)
     assert not dense.counts.any()
     assert not dense.tokens.any()
+
+
+@pytest.mark.parametrize(("vocabulary_size", "large"), [(50, 256), (70_000, 65536)])
+@pytest.mark.parametrize("place", range(4))
+def test_a_count_that_just_has_no_room_stands_anywhere(vocabulary_size, large, place):
+    counts = np.ones(4, dtype=np.int32)
+    counts[place] = large
+    group, _ = group_of(counts, np.array([0, 2, 4]), [0, 1, 0, 1], vocabulary_size)
+    assert entries_of([group, group], [0, 1]).counts.tolist() == counts.tolist()
+    dense = DenseCells.empty((1, 2, 2), shared_genes=True, count_type=group.count_type, pad_token=65, columns=())
+    dense.fill_gene_set(0, [group, group], [0, 1], np.array([0, 1]), vocabulary_size)
+    assert dense.counts.ravel().tolist() == counts.tolist()

@@ -78,7 +78,8 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        (folder / FILE_NAME).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        content = self.to_dict() | {"digest": self.digest}
+        (folder / FILE_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def is_shard_folder(folder: Path) -> bool:
@@ -99,8 +100,13 @@ def load_manifest(folder: Path) -> Manifest:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if (stored.pop("format"), stored.pop("version")) != (FORMAT, VERSION):
             raise UserError(f"{path} is of another format or version than {FORMAT} {VERSION}: prepare the data again")
+        digest = stored.pop("digest", None)  # of none that was written by hand
         _check(stored)
-        return _manifest_of(stored)
+        manifest = _manifest_of(stored)
+        # One bit of a mask would else make a training cell of one that is held out.
+        if digest is not None and digest != manifest.digest:
+            raise ValueError("its digest is not that of what it says")
+        return manifest
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from mdsc.data.byte_ranges import Location
 from mdsc.data.genes import FILE_NAME as GENES
-from mdsc.data.genes import GeneVocabulary
+from mdsc.data.genes import GeneVocabulary, read_genes
 from mdsc.data.manifest import Manifest
 from mdsc.data.row_groups import Portion, RowGroup, RowGroupRef
 from mdsc.data.shards import ShardFolder
@@ -163,10 +162,7 @@ def _places(
     """Of each folder's genes in the vocabulary, out of the columns that say it the other way round."""
     found = []
     for number, member in enumerate(members):
-        try:
-            own = pq.read_table(path, columns=[column_of(number)])[column_of(number)].to_numpy()
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise UserError(f"{path} does not say which genes folder {number} has: make the mixture again") from error
+        own = read_genes(path, {column_of(number): pa.int64()})[column_of(number)].to_numpy()
         places = np.full(len(member.vocabulary), -1, dtype=np.int64)
         known = np.flatnonzero((own >= 0) & (own < len(places)))
         places[own[known]] = known

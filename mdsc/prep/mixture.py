@@ -20,7 +20,7 @@ import tyro
 
 from mdsc.atomic import replacing
 from mdsc.data.genes import FILE_NAME as GENES
-from mdsc.data.genes import GeneStatistics
+from mdsc.data.genes import GeneStatistics, write_genes
 from mdsc.data.mixed_plan import lane_owners
 from mdsc.data.shard_mixture import FILE_NAME, FORMAT, VERSION, ShardMixture, column_of
 from mdsc.data.shards import ShardFolder
@@ -65,7 +65,7 @@ def prepare_mixture(config: MixtureConfig) -> tuple[ShardMixture, list[str]]:
             own = np.full(len(joined.vocabulary), -1, dtype=np.int64)
             own[places] = np.arange(len(places))
             table = table.append_column(column_of(number), pa.array(own))
-        pq.write_table(table, beside / GENES)
+        write_genes(table, beside / GENES)
         stored = [
             {"name": name, "path": os.path.relpath(member.path.resolve(), output.resolve()), "weight": weight,
              "digest": member.digest}
