@@ -1,5 +1,7 @@
 """The compiled and the plain form of the checks of a row group find the same faults and give the same entries."""
 
+from inspect import unwrap
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,11 +14,14 @@ INDEX = np.array([-1, -1, -1, 0, 1, -1, 2, 3], dtype=np.int32)  # id 5 is no gen
 CLS = (1, -2.0)
 
 
-@pytest.fixture(params=["numpy", "numba"])
+@pytest.fixture(params=["numpy", "numba", "python"])
 def form(request, monkeypatch):
+    """With or without numba; or its loop as Python runs it, which checks what numba does not: each index."""
     if request.param == "numba":
         pytest.importorskip("numba")
     monkeypatch.setenv("MDSC_NUMBA", "0" if request.param == "numpy" else "1")
+    if request.param == "python":
+        monkeypatch.setattr(row_group_checks, "compiled", unwrap)
 
 
 # No id is left out, as in a vocabulary of ours: places are ids less a number.
