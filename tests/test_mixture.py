@@ -150,6 +150,8 @@ def test_statistics_are_those_of_the_cells_that_were_measured(folders, mixture):
     sd = np.array([logs[measured[:, gene], gene].std() for gene in range(logs.shape[1])])
     np.testing.assert_allclose(statistics.factors.gene_mean, mean, atol=1e-12)
     np.testing.assert_allclose(statistics.factors.gene_sd, sd, atol=1e-7)
+    mean_count = [np.expm1(logs[measured[:, gene], gene]).mean() for gene in range(logs.shape[1])]
+    np.testing.assert_allclose(statistics.mean_count, mean_count)
     np.testing.assert_allclose(statistics.token_frequency.sum(axis=1), measured.sum(axis=0))
     zeros = [((logs[:, gene] == 0) & measured[:, gene]).sum() for gene in range(logs.shape[1])]
     np.testing.assert_allclose(statistics.token_frequency[:, 0], zeros)
