@@ -7,6 +7,7 @@ from scipy.sparse import csr_matrix
 from simulated_shards import simulated_counts
 
 from mdsc.data.batch import CellBatch, batch_from_csr
+from mdsc.data.dense_cells import DenseCells, joined
 from mdsc.data.tokenizers import make_tokenizer
 
 
@@ -62,3 +63,36 @@ def test_stored_zeros_are_zeros():
     batch = batch_from_csr(counts, np.arange(4), make_tokenizer("rank"))
     assert batch.tokens.tolist() == [[0, 1, 2, 0], [0, 0, 0, 0]]
     np.testing.assert_array_equal(counts.data, before)
+
+
+def part_of(lanes: range, kind: str, *, shared: bool) -> DenseCells:
+    """Two cells of three genes of each lane; each number tells the lane that it is of."""
+    of_lane = np.array(lanes)[:, None]
+    cells = np.zeros((1, 2), dtype=np.int64) + of_lane
+    genes = np.zeros((1, 2, 3), dtype=kind) + of_lane[:, :, None].astype(kind)
+    return DenseCells(
+        gene_ids=genes[:, :1].astype(np.int32) if shared else genes.astype(np.int32),
+        counts=genes + np.arange(2, dtype=kind)[:, None],
+        tokens=genes.astype(np.uint8),
+        num_real=3 - cells % 2,
+        cell_index=2 * cells + np.arange(2),
+        fold=cells.astype(np.int8),
+        categories={"drug": cells.astype(np.int32)},
+    )
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kinds", [["u1"], ["i4"], ["u1", "i4"], ["i4", "u1", "u1"]])
+def test_parts_are_joined_in_the_order_of_their_lanes(shared, kinds):
+    parts = [part_of(range(5)[number :: len(kinds)], kind, shared=shared) for number, kind in enumerate(kinds)]
+    batch = joined(parts)
+    lane = torch.arange(10) // 2
+    assert batch.cell_index.tolist() == list(range(10))
+    assert batch.gene_ids.tolist() == batch.tokens.tolist() == lane[:, None].expand(10, 3).tolist()
+    assert batch.counts.tolist() == (lane + torch.arange(10) % 2)[:, None].expand(10, 3).tolist()
+    assert batch.is_pad.tolist() == [[False, False, place % 2 == 1] for place in lane.tolist()]
+    assert batch.fold.tolist() == batch.categories["drug"].tolist() == lane.tolist()
+    kinds_of_batch = (batch.gene_ids.dtype, batch.counts.dtype, batch.tokens.dtype, batch.fold.dtype)
+    assert kinds_of_batch == (torch.int32, torch.int32, torch.uint8, torch.int64)
+    wide = batch.widened()
+    assert (wide.gene_ids.dtype, wide.counts.dtype, wide.tokens.dtype) == (torch.int64, torch.int32, torch.int64)

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from mdsc.config.schema import DataConfig, ModelConfig
 from mdsc.data.folds import NUM_FOLDS
-from mdsc.data.genes import GeneStatistics
 from mdsc.data.loader import CellLoader
 from mdsc.data.shard_statistics import CellFactors, ShardStatistics, shard_statistics
 from mdsc.data.shards import ShardFolder
@@ -84,7 +83,6 @@ class Simulated:
             ModelConfig(**(sizes | changes)),
             self.tokenizer,
             self.statistics,
-            self.folder.statistics,
             {"drug": ("control", "drug1")},
         )
 
@@ -138,7 +136,7 @@ def test_the_factor_model_starts_from_the_cells(simulated: Simulated):
     variance = np.square(loadings).sum(axis=1) + np.exp(-state.log_precision.detach().numpy())
     np.testing.assert_allclose(variance, np.square(factors.gene_sd), atol=0.03)
     np.testing.assert_allclose(state.gene_value.detach(), factors.gene_mean, rtol=1e-5)
-    np.testing.assert_allclose(state.mean_count, simulated.folder.statistics.mean_count, rtol=1e-5)
+    np.testing.assert_allclose(state.mean_count, simulated.statistics.mean_count, rtol=1e-5)
 
 
 def test_the_tables_of_genes_start_along_the_directions_of_the_cells(simulated: Simulated):
@@ -188,8 +186,8 @@ def test_as_many_factors_as_genes_leave_no_noise_but_the_least(simulated: Simula
 
 
 def test_genes_of_one_level_are_all_at_level_0(simulated: Simulated):
-    level = GeneStatistics(*[np.full(60, 0.5)] * 3)
-    model = build_model(ModelConfig(hidden_size=16), simulated.tokenizer, simulated.statistics, level)
+    statistics = replace(simulated.statistics, mean_count=np.full(60, 0.5))
+    model = build_model(ModelConfig(hidden_size=16), simulated.tokenizer, statistics)
     assert (model.gene_evidence.gene_level.abs() < 1e-6).all()
 
 
@@ -209,7 +207,7 @@ def test_the_evidence_is_probabilistic_pca_of_the_cells(simulated: Simulated):
         own = np.maximum(np.square(factors.gene_sd) - np.square(expected).sum(axis=1), 0.02)
         np.testing.assert_allclose(precision, 1 / own, rtol=1e-4)
         np.testing.assert_allclose(gene_mean, factors.gene_mean, rtol=1e-5)
-    level = np.log(simulated.folder.statistics.mean_count + 1e-3)
+    level = np.log(statistics.mean_count + 1e-3)
     np.testing.assert_allclose(evidence.gene_level, (level - level.mean()) / level.std(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(evidence.gene_sd, statistics.factors.gene_sd + 0.05, rtol=1e-5)
 

@@ -5,7 +5,7 @@ import pytest
 
 from mdsc.data.plan import LanePlan
 from mdsc.data.row_groups import RowGroupRef
-from mdsc.data.validation_split import num_validation_rows, split_rows
+from mdsc.data.validation_split import num_validation_rows, some_validation_rows, split_rows
 from mdsc.errors import UserError
 
 
@@ -152,6 +152,24 @@ def test_validation_share_holds_for_tiny_row_groups_too():
     refs = [RowGroupRef(file=f"{number}.parquet", group=0, rows=3) for number in range(4000)]
     total = sum(num_validation_rows(ref, 0.05) for ref in refs)
     assert abs(total - 600) < 4 * np.sqrt(4000 * 0.15 * 0.85)
+
+
+@pytest.mark.parametrize(("num_cells", "spread", "groups"), [(25, 1, 3), (100, 64, 64), (20, 1, 2), (5000, 64, 100)])
+def test_the_validation_batch_is_spread_evenly(num_cells, spread, groups):
+    refs = [RowGroupRef(file=f"{number % 10}.parquet", group=number // 10, rows=50) for number in range(100)]
+    found = some_validation_rows(refs, 0.2, num_cells, spread=spread)
+    sizes = [len(rows) for rows in found.values()]
+    assert (sum(sizes), len(found)) == (min(num_cells, 1000), groups)
+    assert max(sizes) - min(sizes) <= 1
+    for ref, rows in found.items():
+        assert set(rows.tolist()) <= set(split_rows(ref, 0.2)[1].tolist())
+        assert len(set(rows.tolist())) == len(rows)
+
+
+def test_validation_rows_of_row_groups_differ():
+    """By file and by number."""
+    refs = [RowGroupRef(file=file, group=group, rows=1000) for file in ("a", "b") for group in (0, 1)]
+    assert len({frozenset(split_rows(ref, 0.1)[1].tolist()) for ref in refs}) == 4
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def test_moments(folder, training_counts):
     found, values = run(folder).factors, np.log1p(training_counts)
     np.testing.assert_allclose(found.gene_mean, values.mean(axis=0))
     np.testing.assert_allclose(found.gene_sd, values.std(axis=0))
+    np.testing.assert_allclose(run(folder).mean_count, training_counts.mean(axis=0))
 
 
 def test_gene_vectors_are_those_of_the_exact_decomposition(folder, training_counts):

@@ -2,9 +2,9 @@
 
 import json
 import math
-import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from mdsc.checkpoint import load_checkpoint
 from mdsc.cli import main
 from mdsc.config.schema import DataConfig, TrainConfig
 from mdsc.data.folds import NUM_FOLDS
+from mdsc.data.genes import GeneStatistics
 from mdsc.data.validation_split import split_rows
 from mdsc.errors import UserError
 from mdsc.training.command import _prepare_embedded_cells, defaults_taken
@@ -56,13 +57,16 @@ def test_a_run_leaves_checkpoint_metrics_and_picture(folder: Path, capsys):
 
 
 def test_validation_cells_leave_no_trace_in_a_checkpoint(tmp_path: Path):
-    """Other counts in these cells, and all else the same: neither weights nor tokenizer change by a bit."""
+    """Other counts in these cells, and all else the same: neither weights nor tokenizer change by a bit.
+
+    But for which genes are drawn: detection rates are those of the whole split "train".
+    """
     counts, found = simulated_counts(240, NUM_GENES, mean=2.0).toarray(), []
     for name in ("clean", "spoiled"):
         (tmp_path / name).mkdir()
         folder = write_shards(tmp_path / name / "shards", sp.csr_matrix(counts))
-        shutil.copy(tmp_path / "clean" / "shards" / "genes.parquet", tmp_path)
-        shutil.copy(tmp_path / "genes.parquet", folder.path)  # its statistics are those of the whole split "train"
+        clean = GeneStatistics.load(tmp_path / "clean" / "shards")
+        folder.vocabulary.save(folder.path, replace(folder.statistics, detection_rate=clean.detection_rate))
         config = tiny_config(tmp_path / name, max_steps=2)
         assert main(["train", *flags(config)]) == 0
         files = (Path(config.output_dir) / file for file in ("model.safetensors", "tokenizer.json"))

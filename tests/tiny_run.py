@@ -75,7 +75,7 @@ def tiny_trainer(config: TrainConfig, *, tracker: Tracker | None = None) -> tupl
     trainer = Trainer(
         config,
         Accelerator(cpu=True),
-        build_model(config.model, tokenizer, statistics, folder.statistics),
+        build_model(config.model, tokenizer, statistics),
         tokenizer,
         validation_cells=loader.validation_batch(config.validation.num_cells),
         progress=RunProgress(config.train.max_steps, show=False),

@@ -56,6 +56,8 @@ class ShardStatistics:
     """Cells that have this token at this gene; rows sum to num_cells, token 0 being the cells without a count."""
     token_mean_count: Float64[np.ndarray, " tokens"]
     """Mean count behind each token, NaN where no cell has it: for `Tokenizer.with_values`."""
+    mean_count: Float64[np.ndarray, " genes"]
+    """Of the cells that were measured for a gene. That of `genes.parquet` is of the validation cells, too."""
     factors: CellFactors
     """Of all of them."""
     without_fold: tuple[CellFactors, ...]
@@ -83,13 +85,14 @@ def shard_statistics(
     refs = _evenly_spaced(folder.row_groups("train"), validation_fraction, max_cells)
     num_genes, num_tokens = len(folder.vocabulary), tokenizer.num_tokens
     frequency = np.zeros(num_genes * num_tokens)
-    token_total = np.zeros(num_tokens)
+    token_total, gene_total = np.zeros(num_tokens), np.zeros(num_genes)
     portions = folder.portions()
     cells_of = np.zeros(len(portions), dtype=np.int64)
     for cells, _, portion in _training_cells(source, refs, validation_fraction):
         tokens = _tokens(cells, tokenizer)
         np.add.at(frequency, cells.indices.astype(np.int64) * num_tokens + tokens, 1.0)
         token_total += np.bincount(tokens, weights=cells.data, minlength=num_tokens)
+        gene_total += np.bincount(cells.indices, weights=cells.data, minlength=num_genes)
         cells_of[portion] += cells.shape[0]
     measured = np.stack([portion.measured for portion in portions])
     num_cells = int(cells_of.sum())
@@ -113,6 +116,7 @@ def shard_statistics(
         num_cells=num_cells,
         token_frequency=frequency,
         token_mean_count=token_mean_count,
+        mean_count=gene_total / np.maximum(cells_of @ measured, 1),
         factors=_factors(values, measured, sketch, rank, NO_FOLD),
         without_fold=tuple(_factors(values, measured, sketch, rank, fold) for fold in folds),
     )

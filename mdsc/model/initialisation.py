@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 
 from mdsc.config.schema import ModelConfig
-from mdsc.data.genes import GeneStatistics
 from mdsc.data.shard_statistics import CellFactors, ShardStatistics
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.model.configuration import MdscConfig
@@ -26,7 +25,6 @@ def build_model(
     config: ModelConfig,
     tokenizer: Tokenizer,
     shard_statistics: ShardStatistics,
-    gene_statistics: GeneStatistics,
     condition_levels: dict[str, tuple[str, ...]] | None = None,
     vector_sizes: dict[str, int] | None = None,
 ) -> MdscModel:
@@ -53,11 +51,11 @@ def build_model(
     with torch.no_grad():
         _set(model.output_bias.weight, gene_log_frequencies(shard_statistics.token_frequency))
         _set(model.cell_state.gene_value, shard_statistics.factors.gene_mean)
-        _set(model.cell_state.mean_count, gene_statistics.mean_count)
+        _set(model.cell_state.mean_count, shard_statistics.mean_count)
         if config.gene_init == "svd":
             _start_from_svd(model, shard_statistics.factors)
         if config.factor_size:
-            _set_gene_evidence(model.gene_evidence, shard_statistics, gene_statistics)
+            _set_gene_evidence(model.gene_evidence, shard_statistics)
     return model
 
 
@@ -103,9 +101,9 @@ def _start_from_svd(model: MdscModel, factors: CellFactors) -> None:
         model.gene_embedding.weight.copy_(0.5 * torch.from_numpy(unit).float() @ directions + own)
 
 
-def _set_gene_evidence(evidence: GeneEvidence, statistics: ShardStatistics, gene_statistics: GeneStatistics) -> None:
+def _set_gene_evidence(evidence: GeneEvidence, statistics: ShardStatistics) -> None:
     """The tables of probabilistic PCA, of all training cells and of all but each fold."""
-    level = np.log(gene_statistics.mean_count + 1e-3)
+    level = np.log(statistics.mean_count + 1e-3)
     _set(evidence.gene_sd, statistics.factors.gene_sd + 0.05)
     _set(evidence.gene_level, (level - level.mean()) / max(level.std(), 1e-6))
     factor_size = evidence.loadings.shape[1]

@@ -93,7 +93,7 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
     # The loader need not know the fitted values: they are for losses and decoding, and change no token.
     tokenizer = tokenizer.with_values(statistics.token_mean_count)
     set_seed(config.seed)
-    model = build_model(config.model, tokenizer, statistics, folder.statistics, levels)
+    model = build_model(config.model, tokenizer, statistics, levels)
     progress.say(_summary(config, accelerator, folder, model))
 
     run_folder = Path(config.output_dir)
