@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirectional_mask_function, sdpa_mask
+from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX
 
 from mdsc.errors import UserError
 
@@ -34,6 +35,8 @@ class Backend:
     """The package that this module comes with."""
     install: str = ""
     """How to get it."""
+    flash_version: int | None = None
+    """What transformers calls it."""
     needs_cuda: bool = False
     needs_half: bool = False
     """On CUDA, it computes in bf16 and fp16 alone."""
@@ -47,6 +50,7 @@ FLASH_2 = Backend(
     "flash-attn",
     "pip install 'mdsc[flash]' --no-build-isolation; it needs nvcc, or a wheel that fits this torch from "
     "https://github.com/Dao-AILab/flash-attention/releases",
+    flash_version=2,
     needs_cuda=True,
     needs_half=True,
 )
@@ -54,6 +58,7 @@ FLASH_3 = Backend(
     "flash_attn_interface",
     "flash-attn-3",
     "build it from the folder hopper/ of https://github.com/Dao-AILab/flash-attention; it is for H100 and H200",
+    flash_version=3,
     needs_cuda=True,
     needs_half=True,
 )
@@ -86,6 +91,9 @@ def missing(name: str) -> str | None:
         return f"the package {backend.package} is not installed"
     if backend.needs_cuda and not torch.cuda.is_available():
         return "it runs on CUDA GPUs alone, and there is none here"
+    version = backend.flash_version
+    if version and not FLASH_ATTENTION_COMPATIBILITY_MATRIX[version]["general_availability_check"]():
+        return f"transformers cannot use the {backend.package} that is installed: it, or the GPU, is too old"
     return None
 
 

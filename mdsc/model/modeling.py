@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
 from transformers.utils import ModelOutput
 
 from mdsc.model.attention import BACKENDS, attending, missing, require, say_once
@@ -93,12 +94,9 @@ class MdscModel(PreTrainedModel):
         if name not in BACKENDS:
             return super()._check_and_adjust_attn_implementation(name, is_init_check, allow_all_kernels)
         reason = missing(name)
-        if reason is None and name.startswith("flash"):
-            try:
-                super()._check_and_adjust_attn_implementation(name, is_init_check, allow_all_kernels)
-            except (ImportError, ValueError) as error:  # a version or a GPU that is too old
-                reason = str(error).strip().splitlines()[0]
         if reason is None:
+            if name.startswith("flash"):
+                lazy_import_flash_attention(name)  # within torch.compile it could not be imported
             return name
         if not is_init_check:  # set_attn_implementation
             require(name, reason)
