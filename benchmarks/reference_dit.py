@@ -58,9 +58,10 @@ def rotate(
 class ReferenceBlock(nn.Module):
     """The layer of the paper."""
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, rotary: bool):
         super().__init__()
         self.num_heads = num_heads
+        self.rotary = rotary
         self.norm1, self.norm2 = GainLayerNorm(width), GainLayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -77,7 +78,7 @@ class ReferenceBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None].chunk(6, dim=-1)
         modulated = self.norm1(x) * (1 + scale_a) + shift_a
         query, key, value = self.qkv(modulated).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        with torch.autocast(x.device.type, enabled=False):
+        if self.rotary:
             query, key = (rotate(part, cos.to(part.dtype), sin.to(part.dtype)) for part in (query, key))
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         x = x + gate_a * self.out(mixed)
@@ -85,16 +86,19 @@ class ReferenceBlock(nn.Module):
 
 
 class ReferenceDit(nn.Module):
-    """Embeddings, blocks and head. Takes the tokens that `MdscModel` takes, and nothing else of a cell."""
+    """Embeddings, blocks and head. Takes the tokens that `MdscModel` takes, and nothing else of a cell.
 
-    def __init__(self, num_genes: int, num_tokens: int, width: int, num_layers: int, num_heads: int):
+    rotary: as in the paper; False leaves the positions out, which mean nothing for genes and cost time.
+    """
+
+    def __init__(self, num_genes: int, num_tokens: int, width: int, num_layers: int, num_heads: int, *, rotary: bool):
         super().__init__()
         self.num_tokens = num_tokens
         self.head_size = width // num_heads
         self.gene_embedding = nn.Embedding(num_genes, width)
         self.token_embedding = nn.Embedding(num_tokens + 1, width)  # the mask is token `num_tokens`
         self.sigma = SigmaEmbedding()
-        self.blocks = nn.ModuleList([ReferenceBlock(width, num_heads) for _ in range(num_layers)])
+        self.blocks = nn.ModuleList([ReferenceBlock(width, num_heads, rotary) for _ in range(num_layers)])
         self.final_norm = GainLayerNorm(width)
         self.final_modulation = nn.Linear(CONDITION_SIZE, 2 * width)
         self.head = nn.Linear(width, num_tokens + 1)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mdsc.config.schema import ObjectiveConfig, OptimConfig
 from mdsc.data.batch import CellBatch
 from mdsc.data.tokenizers import make_tokenizer
-from mdsc.diffusion.corruption import corrupt
+from mdsc.diffusion.corruption import Corruption, corrupt
 from mdsc.diffusion.evidence import hide
 from mdsc.diffusion.losses import objective
 from mdsc.model import MdscConfig, MdscModel
@@ -24,11 +24,14 @@ from mdsc.training.optimizer import make_optimizer
 
 SEED = 0
 REFERENCE = "reference DiT (MDLM)"
+UNROTATED = "reference, no rotary positions"
+REFERENCES = (REFERENCE, UNROTATED)
 TRUNK = "mdsc, bare trunk"
 MODEL = "mdsc, whole model"
 STEP = "mdsc, whole step"
 WHAT = {
     REFERENCE: "layer, SUBS head and loss of MDLM",
+    UNROTATED: "positions mean nothing for genes; ours has none either",
     TRUNK: "our embeddings, blocks and head; the reference's loss",
     MODEL: "with cell state, gene evidence and mean matching",
     STEP: "counts hidden and tokenised on the device too, as in training",
@@ -79,72 +82,83 @@ def simulated_batch(shape: Shape, device: torch.device) -> CellBatch:
     return batch.to(device)
 
 
-def make_variants(
-    shape: Shape, device: torch.device, *, attention: str = "sdpa", bf16: bool = False, compiled: bool = False
-) -> dict[str, Variant]:
-    """Fresh models on the device, in training mode. The reference has torch's own attention, whatever `attention`."""
-    tokenizer = make_tokenizer("rank")
+def make_variant(
+    name: str,
+    shape: Shape,
+    device: torch.device,
+    *,
+    attention: str = "sdpa",
+    bf16: bool = False,
+    compiled: bool = False,
+) -> Variant:
+    """A fresh model on the device, in training mode. The reference has torch's own attention, whatever `attention`."""
     cells = simulated_batch(shape, device)
-    values = torch.tensor(tokenizer.values, dtype=torch.float32, device=device)
-    corruption = corrupt(cells.is_pad, cells.cell_index, global_batch_size=shape.cells, seed=SEED, step=0)
+    tokenizer = make_tokenizer("rank")
+    corruption = corrupted(cells)
     tokens = cells.tokens.masked_fill(corruption.hidden, tokenizer.mask_token)
-    counts = cells.counts * ~corruption.hidden
-    weight = corruption.weight.float()
-
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    ready = torch.compile if compiled else lambda function: function
     torch.manual_seed(SEED)
     with torch.device(device):
-        reference = ReferenceDit(shape.vocabulary, tokenizer.num_tokens, shape.width, shape.layers, shape.heads)
-        model = MdscModel(
-            MdscConfig(
-                num_genes=shape.vocabulary,
-                num_tokens=tokenizer.num_tokens,
-                hidden_size=shape.width,
-                num_layers=shape.layers,
-                num_heads=shape.heads,
-                state_size=shape.state,
-                attn_implementation=attention,
+        if name in REFERENCES:
+            model = ReferenceDit(
+                shape.vocabulary,
+                tokenizer.num_tokens,
+                shape.width,
+                shape.layers,
+                shape.heads,
+                rotary=name == REFERENCE,
             )
-        )
-    trunk = BareTrunk(model)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-    ready = torch.compile if compiled else lambda module: module
-    reference_loss, trunk_loss = ready(reference.loss), ready(trunk.loss)
-    predict = ready(lambda *arguments: model.train()(*arguments).logits)
-    score = ready(objective)
+        else:
+            model = mdsc_model(shape, tokenizer.num_tokens, attention)
+    trunk = trunk_parameters(model.blocks)
+    if name in (*REFERENCES, TRUNK):
+        model = model if name in REFERENCES else BareTrunk(model)
+        plain_loss = ready(model.loss)
 
-    def of_reference() -> Tensor:
-        with autocast:
-            return reference_loss(cells.gene_ids, tokens, cells.tokens, weight)
-
-    def of_trunk() -> Tensor:
-        with autocast:
-            return trunk_loss(cells.gene_ids, tokens, cells.tokens, weight)
-
-    def of_model() -> Tensor:
-        with autocast:
-            logits = predict(cells.gene_ids, tokens, counts, None)
-        return scored(logits, corruption)
-
-    def of_step() -> Tensor:
-        drawn = corrupt(cells.is_pad, cells.cell_index, global_batch_size=shape.cells, seed=SEED, step=0)
-
-        def network(gene_ids, tokens, counts, is_pad, *_) -> Tensor:
+        def loss() -> Tensor:
             with autocast:
-                return predict(gene_ids, tokens, counts, None)
+                return plain_loss(cells.gene_ids, tokens, cells.tokens, corruption.weight.float())
 
-        return scored(hide(cells, drawn.hidden).predict(network, tokenizer), drawn)
+        return Variant(name, model, loss, trunk)
 
-    def scored(logits: Tensor, drawn) -> Tensor:
-        hidden, options = drawn.hidden, ObjectiveConfig()
-        return score(logits, cells.tokens, hidden, drawn.weight, cells.is_pad, values, options)["loss"].mean()
+    values = torch.tensor(tokenizer.values, dtype=torch.float32, device=device)
+    evidence = hide(cells, corruption.hidden)
+    predict, score = ready(lambda *inputs: model(*inputs).logits), ready(objective)
 
-    found = [
-        Variant(REFERENCE, reference, of_reference, trunk_parameters(reference.blocks)),
-        Variant(TRUNK, trunk, of_trunk, trunk_parameters(model.blocks)),
-        Variant(MODEL, model, of_model, trunk_parameters(model.blocks)),
-        Variant(STEP, model, of_step, trunk_parameters(model.blocks)),
-    ]
-    return {variant.name: variant for variant in found}
+    def network(gene_ids: Tensor, tokens: Tensor, counts: Tensor, is_pad: Tensor, *_) -> Tensor:
+        with autocast:
+            return predict(gene_ids, tokens, counts, None)
+
+    def whole_loss() -> Tensor:
+        if name == STEP:
+            drawn = corrupted(cells)
+            logits = hide(cells, drawn.hidden).predict(network, tokenizer)
+        else:
+            drawn = corruption
+            logits = network(evidence.gene_ids, tokens, evidence.counts, evidence.is_pad)
+        scores = score(logits, cells.tokens, drawn.hidden, drawn.weight, cells.is_pad, values, ObjectiveConfig())
+        return scores["loss"].mean()
+
+    return Variant(name, model.train(), whole_loss, trunk)
+
+
+def corrupted(cells: CellBatch) -> Corruption:
+    return corrupt(cells.is_pad, cells.cell_index, global_batch_size=len(cells), seed=SEED, step=0)
+
+
+def mdsc_model(shape: Shape, num_tokens: int, attention: str) -> MdscModel:
+    return MdscModel(
+        MdscConfig(
+            num_genes=shape.vocabulary,
+            num_tokens=num_tokens,
+            hidden_size=shape.width,
+            num_layers=shape.layers,
+            num_heads=shape.heads,
+            state_size=shape.state,
+            attn_implementation=attention,
+        )
+    )
 
 
 class BareTrunk(nn.Module):
