@@ -59,6 +59,7 @@ def measure_in_turns(
     names: Sequence[str], shape: Shape, device: torch.device, repeats: int, **options
 ) -> dict[str, dict]:
     """Variants take turns, so that what disturbs the machine disturbs all of them."""
+    torch.compiler.reset()  # after some models of one code torch.compile would leave the next one eager
     steppers = {name: Stepper(make_variant(name, shape, device, **options), device) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(WARM_UP + repeats):
@@ -74,6 +75,7 @@ def measure_in_turns(
 
 def measure_one(name: str, shape: Shape, device: torch.device, repeats: int, **options) -> dict:
     """Alone on a GPU, so that it has the memory to itself; or why it failed: that is a result of a sweep."""
+    torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

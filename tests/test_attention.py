@@ -1,6 +1,9 @@
 """Attention by name: the same numbers from the same weights, pads that nobody sees, and what to do where one lacks."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +25,7 @@ from mdsc.model import MdscModel, attention
 from mdsc.model.attention import BACKENDS, Attending, attending, padding_mask
 from mdsc.model.blocks import Attention
 
+ROOT = Path(__file__).resolve().parents[1]
 CLOSE = {"rtol": 0, "atol": 1e-5}
 ON_CPU = ["sdpa", "sdpa_flash", "sdpa_math", "flex_attention", "eager"]
 ON_CUDA = [name for name in BACKENDS if name != "eager"]
@@ -236,3 +240,26 @@ def test_on_a_gpu_in_bf16_all_agree(name: str, pads: int):
     real = slice(None) if cells["is_pad"] is None else ~cells["is_pad"]
     assert (found - expected)[real].abs().max() < 5e-2 * scale
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+ONE_GRAPH = """
+import torch
+from tiny_model import tiny_cells, tiny_model
+
+for pads in (0, 6):
+    model, cells = tiny_model(num_layers=1).train(), tiny_cells(genes=21)
+    cells["is_pad"][0, 21 - pads :] = True
+    cells["is_pad"] = cells["is_pad"] if pads else None
+    torch.compiler.reset()
+    found = torch.compile(model, backend="eager", fullgraph=True)(**cells).logits
+    found.sum().backward()
+    torch.testing.assert_close(found, model(**cells).logits)
+"""
+
+
+@pytest.mark.slow
+def test_the_network_is_one_graph_for_the_compiler():
+    """A break in it would cost time at each layer. In a process of its own: checks of shapes are breaks too."""
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", ONE_GRAPH], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
