@@ -73,9 +73,6 @@ def main(argv: Sequence[str]) -> None:
     tables = [*speed_tables(result), *profile_tables(result)]
     for table in tables:
         table.show()
-    if config.json is not None:
-        with replacing(config.json) as beside:
-            beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if config.markdown is not None:
         write_markdown(config.markdown, "A training step", introduction(result), tables)
 
@@ -93,7 +90,8 @@ def run(config: TrainStepBenchmarkConfig) -> dict:
         _check_attention(name, device, is_half="fp32" not in precisions)
     names = (REFERENCE, *(name for name in config.variants if name != REFERENCE))
     peaks = {precision: peak_flops(device, bf16=precision == "bf16") for precision in precisions}
-    runs, profiles = [], []
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    result = {"device": device_name, "peak_flops": peaks, "runs": [], "profiles": []}
     for size in config.sizes:
         for cells in config.cells or (CUDA_CELLS[size] if device.type == "cuda" else CPU_BATCH["cells"],):
             shape = _shape(size, device, cells, config.genes)
@@ -108,14 +106,24 @@ def run(config: TrainStepBenchmarkConfig) -> dict:
                             if device.type == "cuda"
                             else measure_in_turns(names, shape, device, config.repeats, **options)
                         )
-                        runs += [setting | {"shape": asdict(shape), "name": key} | m for key, m in measured.items()]
+                        setting["shape"] = asdict(shape)
+                        result["runs"] += [setting | {"name": name} | found for name, found in measured.items()]
+                        _save(result, config.json)
             if config.profile:
                 of = [name for name in (REFERENCE, TRUNK, STEP) if name in names]
                 bf16 = precisions[-1] == "bf16"
                 found = {name: operators(name, shape, device, bf16=bf16) for name in of}
-                profiles.append({"size": size, "cells": cells, "precision": precisions[-1], "operators": found})
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    return {"device": name, "peak_flops": peaks, "runs": runs, "profiles": profiles}
+                profile = {"size": size, "cells": cells, "precision": precisions[-1], "operators": found}
+                result["profiles"].append(profile)
+                _save(result, config.json)
+    return result
+
+
+def _save(result: dict, path: Path | None) -> None:
+    """After each setting: a long sweep that is cut short has not been for nothing."""
+    if path is not None:
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_attention(name: str, device: torch.device, *, is_half: bool) -> None:
@@ -143,7 +151,7 @@ def speed_tables(result: dict) -> list[ResultTable]:
     for size, cells in keys:
         runs = [run for run in result["runs"] if (run["size"], run["shape"]["cells"]) == (size, cells)]
         shape = runs[0]["shape"]
-        trunk = next(run["trunk"] for run in runs if run["name"] == REFERENCE and "trunk" in run)
+        trunk = next((run["trunk"] for run in runs if "trunk" in run), 0)
         first = next(run for run in runs if run["name"] == REFERENCE)
         rows = [_row(run, runs, first, result["peak_flops"][run["precision"]]) for run in runs]
         title = (
@@ -199,7 +207,7 @@ def profile_tables(result: dict) -> list[ResultTable]:
     """Own time of the operators that take most of any variant, in ms of an eager step."""
     tables = []
     for profile in result["profiles"]:
-        times = profile["operators"]
+        times = {name: found for name, found in profile["operators"].items() if found}
         totals = {name: sum(found.values()) for name, found in times.items()}
         shares = {op: max(times[n].get(op, 0) / totals[n] for n in times) for n in times for op in times[n]}
         top = sorted(shares, key=shares.get, reverse=True)[:14]

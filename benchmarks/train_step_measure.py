@@ -93,12 +93,18 @@ def measure_one(name: str, shape: Shape, device: torch.device, repeats: int, **o
     }
 
 
-def operators(name: str, shape: Shape, device: torch.device, *, bf16: bool, steps: int = 2) -> dict[str, float]:
-    """Own seconds of each operator in an eager step, by torch.profiler; on CUDA those of its kernels."""
+def operators(name: str, shape: Shape, device: torch.device, *, bf16: bool, steps: int = 5) -> dict[str, float]:
+    """Own seconds of each operator in an eager step, by torch.profiler; on CUDA those of its kernels.
+
+    Nothing where the GPU's memory does not hold an eager step.
+    """
     from torch.profiler import ProfilerActivity, profile
 
-    stepper = Stepper(make_variant(name, shape, device, bf16=bf16), device)
-    stepper.step()
+    try:
+        stepper = Stepper(make_variant(name, shape, device, bf16=bf16), device)
+        stepper.step()
+    except torch.OutOfMemoryError:
+        return {}
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
         for _ in range(steps):

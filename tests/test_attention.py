@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_checkpoint import tiny_checkpoint
 from tiny_model import NUM_GENES, NUM_TOKENS, tiny_cells, tiny_config, tiny_model
 from tiny_run import flags, tiny_shards
 from tiny_run import tiny_config as tiny_run_config
@@ -19,11 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, modeling_flash_attention_utils
 
+from mdsc.checkpoint import load_checkpoint, save_checkpoint
 from mdsc.cli import main
+from mdsc.config.schema import ModelConfig, TrainConfig
 from mdsc.errors import UserError
+from mdsc.evaluation.pooled import pooled_config
 from mdsc.model import MdscModel, attention
 from mdsc.model.attention import BACKENDS, Attending, attending, padding_mask
 from mdsc.model.blocks import Attention
+from mdsc.training.option_checks import check
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -166,6 +171,17 @@ def test_a_model_that_was_trained_with_flash_is_read_without_it(tmp_path: Path, 
         "attention flash_attention_2: the package flash-attn is not installed; "
         "sdpa takes its place and gives the same numbers"
     ]
+
+
+@pytest.mark.usefixtures("_no_flash")
+def test_a_run_that_was_trained_with_flash_is_opened_and_compared_without_it(tmp_path: Path, caplog):
+    run = TrainConfig(model=ModelConfig(attention="flash_attention_2"))
+    save_checkpoint(tmp_path, replace(tiny_checkpoint(["A", "B", "C"]), config=run))
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.config.model.attention == "flash_attention_2"
+    assert loaded.model.config._attn_implementation == "sdpa"
+    check(pooled_config(loaded.config, "shards", "run", 10), num_processes=1)
+    assert not caplog.messages
 
 
 @pytest.mark.usefixtures("_no_flash")

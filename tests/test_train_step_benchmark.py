@@ -85,6 +85,23 @@ def test_figures_of_a_run_add_up(tmp_path: Path):
     assert "reference DiT (MDLM)" in markdown.read_text()
 
 
+def test_what_does_not_fit_into_memory_is_a_row_of_the_table(monkeypatch):
+    def measured(name: str, *_, **__) -> dict:
+        if name == TRUNK:
+            return {"failure": "out of memory"}
+        return {"seconds": [2.0, 1.0], "memory_bytes": 2**20, "trunk": 10}
+
+    monkeypatch.setattr(train_step, "measure_in_turns", lambda names, *_, **__: {n: measured(n) for n in names})
+    monkeypatch.setattr(train_step, "operators", lambda name, *_, **__: {} if name == TRUNK else {"aten::mm": 0.5})
+    config = train_step.TrainStepBenchmarkConfig(cells=(2, 4), precisions=("fp32",), modes=("eager",))
+    result = train_step.run(config)
+    tables = train_step.speed_tables(result)
+    assert len(tables) == 2
+    assert [row[2] for row in tables[0].rows if row[0] == TRUNK] == ["out of memory"]
+    assert len({len(row) for row in tables[0].rows}) == 1
+    assert [len(table.columns) for table in train_step.profile_tables(result)] == [3, 3]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
