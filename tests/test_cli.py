@@ -12,7 +12,8 @@ import torch
 import mdsc
 from mdsc.cli import COMMANDS, exit_with, main
 from mdsc.errors import UserError
-from mdsc.model.doctor import IMPLEMENTATIONS, try_attention
+from mdsc.model.attention import ATTENTION_FUNCTIONS, BACKENDS
+from mdsc.model.attention_trial import AttentionTrial
 
 ROOT = Path(mdsc.__file__).parent.parent
 
@@ -91,18 +92,32 @@ def test_every_package_is_in_the_wheel():
     assert listed == found | {"mdsc.configs"}
 
 
-def test_doctor_prints_a_row_for_each_implementation(capsys):
-    assert main(["doctor"]) == 0
+def test_doctor_prints_a_row_for_each_attention(capsys):
+    with torch.compiler.set_stance("force_eager"):  # else flex_attention is compiled for half a minute
+        assert main(["doctor"]) == 0
     text = capsys.readouterr().out
-    for name in ("torch", "cpu", *IMPLEMENTATIONS):
+    for name in ("torch", "cpu", *BACKENDS):
         assert name in text
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_plain_attention_works_everywhere(implementation: str):
-    assert try_attention(implementation, torch.device("cpu"), torch.float32) == "works"
+@pytest.fixture(scope="module")
+def trial() -> AttentionTrial:
+    return AttentionTrial(torch.device("cpu"), torch.float32, cells=2, genes=9, width=16)
 
 
-def test_a_wrong_attention_is_found_out(monkeypatch):
-    monkeypatch.setattr("mdsc.model.doctor._attend", lambda name, q, k, v: 0 * v.transpose(1, 2))
-    assert try_attention("sdpa", torch.device("cpu"), torch.float32).startswith("wrong")
+@pytest.mark.parametrize("name", ["sdpa", "sdpa_flash", "sdpa_math", "eager"])
+def test_plain_attention_works_everywhere(trial: AttentionTrial, name: str):
+    found = trial.run(name)
+    assert found.verdict == "works"
+    assert max(found.error, found.gradient_error) < 1e-5
+    assert found.seconds > 0
+
+
+def test_a_wrong_attention_is_found_out(trial: AttentionTrial, monkeypatch):
+    monkeypatch.setitem(ATTENTION_FUNCTIONS, "sdpa", lambda module, q, k, v, *_, **__: (0 * v.transpose(1, 2), None))
+    assert trial.run("sdpa").verdict.startswith("wrong")
+
+
+def test_an_attention_that_fails_tells_why(trial: AttentionTrial, monkeypatch):
+    monkeypatch.setitem(ATTENTION_FUNCTIONS, "sdpa", lambda *_, **__: 1 / 0)
+    assert trial.run("sdpa").verdict == "no: division by zero"

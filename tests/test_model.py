@@ -1,6 +1,5 @@
 """The network as a function: a set of genes goes in, and neither their order, nor padding, nor the backend matters."""
 
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -82,24 +81,6 @@ def test_visible_genes_matter_and_hidden_counts_do_not():
     one_visible = torch.zeros_like(hidden)
     one_visible[torch.arange(4), (~hidden).int().argmax(dim=1)] = True
     assert (logits(one_visible) - expected).abs().amax(dim=(1, 2)).min() > 1e-3
-
-
-@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
-@pytest.mark.parametrize("padded", [False, True])
-def test_attention_backends_agree(attention: str, padded: bool):
-    model, cells = tiny_model(), tiny_cells()
-    if padded:
-        cells["is_pad"][0, 15:] = True
-        cells["tokens"][0, 15:] = NUM_TOKENS + 1
-    else:
-        cells["is_pad"] = None
-    with torch.no_grad(), warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
-        expected = model(**cells).logits
-        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        model.set_attn_implementation(attention)
-        found = model(**cells).logits
-    assert model.config._attn_implementation == attention
-    torch.testing.assert_close(found, expected, **CLOSE)
 
 
 def test_under_bf16_the_head_stays_float32():

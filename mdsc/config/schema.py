@@ -73,8 +73,19 @@ class ModelConfig:
     """Dropout of the features of the cell state; pays where there are few cells."""
     dropout: float = 0.0
     """Dropout of what a block adds, attention and MLP alike."""
-    attention: str = "sdpa"
-    """Attention of transformers' interface: sdpa, eager, flash_attention_2, flex_attention, ..."""
+    attention: Literal[
+        "sdpa",
+        "sdpa_flash",
+        "sdpa_efficient",
+        "sdpa_cudnn",
+        "sdpa_math",
+        "flash_attention_2",
+        "flash_attention_3",
+        "flex_attention",
+        "eager",
+    ] = "sdpa"
+    """Kernel of attention: torch's own choice (sdpa) or one of its kernels by name, the flash-attn packages, ...; all
+    give the same numbers from the same weights. `mdsc doctor` shows which of them work here, and how fast."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ def pooled_config(run: TrainConfig, data_dir: str, output_dir: str, max_steps: i
     return replace(
         run,
         data=replace(run.data, dir=data_dir, condition_columns=()),
-        model=replace(run.model, num_layers=0, factor_size=0),
+        model=replace(run.model, num_layers=0, factor_size=0, attention="sdpa"),
         train=replace(
             run.train,
             max_steps=max_steps,

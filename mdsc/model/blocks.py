@@ -5,8 +5,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from mdsc.model.attention import Attending, attend
 from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.keyed_dropout import KeyedDropout
@@ -33,29 +33,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Float[Tensor, "batch genes hidden"], mask) -> Float[Tensor, "batch genes hidden"]:
-        """mask: what transformers' create_bidirectional_mask makes of the padding, or None."""
+    def forward(
+        self, x: Float[Tensor, "batch genes hidden"], attending: Attending
+    ) -> Float[Tensor, "batch genes hidden"]:
         query, key, value = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        mixed, _ = attend(
-            self,
-            query,
-            key,
-            value,
-            mask,
-            scaling=query.shape[-1] ** -0.5,
-            is_causal=False,
-        )
+        mixed = attend(attending, self, query, key, value)
         return self.out(rearrange(mixed, "b n h d -> b n (h d)"))
-
-
-def eager_attention(module, query, key, value, attention_mask, scaling, **kwargs):
-    """softmax(q k^T) v in plain PyTorch, with the signature of transformers' attention interface."""
-    scores = query @ key.transpose(-2, -1) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2), weights
 
 
 class DiTBlock(nn.Module):
@@ -73,10 +56,10 @@ class DiTBlock(nn.Module):
         self.mlp_dropout = KeyedDropout(config.dropout)
 
     def forward(
-        self, x: Float[Tensor, "batch genes hidden"], condition: Float[Tensor, "batch hidden"], mask
+        self, x: Float[Tensor, "batch genes hidden"], condition: Float[Tensor, "batch hidden"], attending: Attending
     ) -> Float[Tensor, "batch genes hidden"]:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None, :].chunk(6, dim=-1)
-        x = x + gate_a * self.attention_dropout(self.attention(modulate(x, shift_a, scale_a), mask))
+        x = x + gate_a * self.attention_dropout(self.attention(modulate(x, shift_a, scale_a), attending))
         return x + gate_m * self.mlp_dropout(self.mlp(modulate(x, shift_m, scale_m)))
 
 

@@ -15,11 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
 from transformers.utils import ModelOutput
 
 from mdsc.hub.download import MODEL_FILES, download
 from mdsc.hub.repository import Repository, as_repository, name_of_cached
+from mdsc.model.attention import BACKENDS, attending, missing, require, say_once
 from mdsc.model.blocks import DiTBlock, FinalLayer
 from mdsc.model.cell_state import CellState, ZeroLinear
 from mdsc.model.conditions import Conditions
@@ -81,8 +82,11 @@ class MdscModel(PreTrainedModel):
 
         The name is a folder, or `user/name[@revision]` of a hub (UserError where it cannot be had). Raises
         ValueError where the file lacks a weight; transformers would draw it at random. With `output_loading_info` the
-        answer is (model, what was found), and judging it is left to the caller.
+        answer is (model, what was found), and judging it is left to the caller. An `attn_implementation` that is given
+        here must be there; one that config.json names may be replaced by sdpa.
         """
+        if (name := options.get("attn_implementation")) in BACKENDS:
+            require(name, missing(name))
         if options.setdefault("use_safetensors", True) is not True:
             raise ValueError("mdsc reads weights from safetensors alone: leave use_safetensors out")
         pretrained = pretrained_model_name_or_path
@@ -99,6 +103,23 @@ class MdscModel(PreTrainedModel):
         if found["missing_keys"]:
             raise ValueError(f"the weights file lacks {', '.join(sorted(found['missing_keys']))}")
         return model
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: str | None, is_init_check: bool = False, allow_all_kernels: bool = False
+    ) -> str:
+        """What transformers asks before it takes an attention; for a missing one it would go to its hub of kernels."""
+        name = attn_implementation or "sdpa"
+        if name not in BACKENDS:
+            return super()._check_and_adjust_attn_implementation(name, is_init_check, allow_all_kernels)
+        reason = missing(name)
+        if reason is None:
+            if name.startswith("flash"):
+                lazy_import_flash_attention(name)  # within torch.compile it could not be imported
+            return name
+        if not is_init_check:  # set_attn_implementation
+            require(name, reason)
+        say_once(f"attention {name}: {reason}; sdpa takes its place and gives the same numbers")
+        return "sdpa"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -159,9 +180,9 @@ class MdscModel(PreTrainedModel):
             if self.config.factor_size:
                 x = x + self.evidence_to_genes(torch.cat([evidence, surprise], dim=-1))
             condition = F.silu(self.state_to_condition(torch.cat([summary, state], dim=-1)) + condition)
-            mask = create_bidirectional_mask(self.config, x, None if is_pad is None else ~is_pad)
+            how = attending(self.config._attn_implementation, x, is_pad)
             for block in self.blocks:
-                x = block(x, condition, mask)  # (batch, genes, hidden)
+                x = block(x, condition, how)  # (batch, genes, hidden)
             logits = logits + self.final(x, condition)
         return MdscOutput(logits=logits, cell_state=state)
 

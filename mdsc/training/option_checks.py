@@ -1,8 +1,11 @@
 """Numbers that a run cannot start with, found before anything is read."""
 
+import torch
+
 from mdsc.config.schema import TrainConfig
 from mdsc.errors import UserError
 from mdsc.hub.repository import check_name
+from mdsc.model.attention import missing, require, unfit
 from mdsc.publish.card_file import check_license
 from mdsc.training.batch_shares import micro_batch_size
 
@@ -67,6 +70,15 @@ def check(config: TrainConfig, num_processes: int) -> None:
             f"--model.hidden-size {model.hidden_size} is no multiple of --model.num-heads {model.num_heads}: "
             "each head takes an equal part of the width."
         )
+    if model.num_layers:
+        reason = missing(model.attention) or unfit(
+            model.attention,
+            "cuda" if torch.cuda.is_available() else "cpu",
+            is_half=train.precision != "fp32",
+            has_pads=data.gene_draw == "expressed",
+            needs_grad=True,
+        )
+        require(model.attention, reason, flag="--model.attention")
     micro_batch_size(train, num_processes)
     if config.hub.repo is not None:
         check_name(config.hub.repo, "--hub.repo")
