@@ -11,6 +11,7 @@ import torch
 from simulated_shards import simulated_counts, write_shards
 
 from mdsc.config.schema import DataConfig
+from mdsc.data import quarantine
 from mdsc.data.folds import folds_of_rows
 from mdsc.data.loader import CellLoader
 from mdsc.data.quarantine import Quarantine, Quarantined, from_json, to_json
@@ -152,7 +153,10 @@ def test_substitutes_of_other_sizes_and_corrupt_candidates(folder, tmp_path):
     source = Quarantine(uneven, validation_fraction=0.1, on_corrupt="quarantine")
     cells = source.training_cells(uneven.row_groups()[0]).cells
     assert (large, small, len(cells.indptr) - 1) == (1000, 300, 1000)
-    assert rows_of(cells) <= rows_of(uneven.read(uneven.row_groups()[1]))
+    training = split_rows(uneven.row_groups()[1], 0.1)[0]
+    assert rows_of(cells) == rows_of(uneven.read(uneven.row_groups()[1]).select(training))  # all
+    sizes = np.diff(cells.indptr)
+    np.testing.assert_array_equal(sizes[300:600], sizes[:300])  # over and over
 
     flip(folder, 3)
     chosen = Quarantine(folder, validation_fraction=0.1, on_corrupt="quarantine")
@@ -194,6 +198,36 @@ def test_more_than_a_tenth_is_too_much(folder):
         take(make_loader(folder), 40)
     assert not isinstance(told.value, CorruptRowGroup)
     assert "row group 0" in str(told.value)
+
+
+def test_what_an_earlier_part_has_recorded_is_not_too_much(folder):
+    record = [Quarantined(f"train-0000{number}.parquet", 0, "why", "train-00001.parquet", 0) for number in (3, 8)]
+    loader = make_loader(folder, quarantined=record)
+    take(loader, 40)
+    assert loader.quarantined() == tuple(record)
+
+
+def test_a_row_group_of_validation_cells_alone_stands_in_for_none(tmp_path):
+    folder = write_shards(tmp_path / "s", simulated_counts(20, 20), cells_per_shard=1)
+    trained = [ref for ref in folder.row_groups() if len(split_rows(ref, 0.5)[0])]
+    assert 0 < len(trained) < 20
+    candidates = Quarantine(folder, validation_fraction=0.5)._candidates(trained[0])
+    assert {ref.file for ref in candidates} == {ref.file for ref in trained[1:]}
+
+
+def test_no_more_than_some_row_groups_are_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(quarantine, "MOST_TRIED", 3)
+    folder = write_shards(tmp_path / "s", simulated_counts(60, 20), cells_per_shard=10)
+    for number in range(6):
+        flip(folder, number)
+    with pytest.raises(UserError, match="none of 3 other row groups"):
+        take(make_loader(folder), 1)
+
+
+def test_a_record_is_the_same_text_in_whatever_order_it_was_found():
+    found = [Quarantined(file, group, "why", "c", 0) for file in ("b", "a") for group in (1, 0)]
+    assert to_json(found) == to_json(found[::-1])
+    assert from_json(to_json(found), "x") == tuple(found[::-1])
 
 
 def test_nothing_good_to_stand_in_ends_the_run(tmp_path):
