@@ -112,6 +112,22 @@ def test_a_damaged_column_is_named(vocabulary, tmp_path, column: str, values: pa
         reader.load(tmp_path)
 
 
+def test_a_flipped_bit_is_told_or_means_nothing(vocabulary, tmp_path):
+    vocabulary.save(tmp_path, GeneStatistics(*np.random.default_rng(0).random((3, 4))))
+    digest, statistics = vocabulary.digest, GeneStatistics.load(tmp_path)
+    path = tmp_path / "genes.parquet"
+    whole, told = path.read_bytes(), 0
+    for place in range(0, len(whole), 11):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 7)]) + whole[place + 1 :])
+        try:
+            assert GeneVocabulary.load(tmp_path).digest == digest
+            again = GeneStatistics.load(tmp_path)
+            assert all(np.array_equal(getattr(again, name), getattr(statistics, name)) for name in again.COLUMNS)
+        except UserError:
+            told += 1
+    assert told > 100
+
+
 def test_a_vocabulary_without_genes_is_damaged(tmp_path):
     GeneVocabulary.of([]).save(tmp_path)
     with pytest.raises(UserError, match="it has no genes"):

@@ -15,7 +15,7 @@ from mdsc.config.schema import DataConfig
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.loader import CellLoader
 from mdsc.data.mixed_plan import lane_owners
-from mdsc.data.quarantine import Quarantine
+from mdsc.data.quarantine import Quarantine, Quarantined
 from mdsc.data.shard_mixture import ShardMixture, open_shards
 from mdsc.data.shard_statistics import shard_statistics
 from mdsc.data.shard_writer import ShardWriter
@@ -170,6 +170,9 @@ def test_a_substitute_is_of_the_same_folder(mixture):
         others = list(source._candidates(ref))
         assert others
         assert {other.file.split("/")[0] for other in others} == {ref.file.split("/")[0]}
+    record = Quarantined("a/train-00001.parquet", 0, "why", "b/train-00001.parquet", 0)
+    with pytest.raises(UserError, match="stands in for a/train-00001"):
+        Quarantine(mixture, validation_fraction=0.1, recorded=[record])
 
 
 def test_lanes_follow_the_weights():
@@ -214,10 +217,17 @@ def test_mistakes_are_told(folders, mixture, tmp_path, capsys):
 def test_a_folder_that_was_prepared_anew_and_a_damaged_mixture_are_told(folders, mixture):
     path = mixture.path / "mixture.json"
     stored = json.loads(path.read_text())
-    for change in ({"weight": 0}, {"weight": "3"}, {"path": 5}, {"name": "a/b"}, {"digest": ""}):
+    for change in ({"weight": 0}, {"weight": "3"}, {"path": 5}, {"name": "a/b"}, {"digest": ""}, {"weight": 10**400},
+                   {"name": "\ud800"}):  # fmt: skip
         path.write_text(json.dumps(stored | {"members": [stored["members"][0] | change, stored["members"][1]]}))
         with pytest.raises(UserError, match=r"mixture\.json is damaged"):
             open_shards(mixture.path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"mixture\.json is damaged"):
+        open_shards(mixture.path)
+    path.write_text(json.dumps(stored | {"members": [stored["members"][0] | {"path": "a" * 400}]}))
+    with pytest.raises(UserError, match="there is no folder"):
+        open_shards(mixture.path)
     path.write_text(json.dumps(stored))
     write(folders[1].path, B_GENES, simulated_counts(60, 40, seed=2), 1000, "donor")
     with pytest.raises(UserError, match="was prepared anew"):

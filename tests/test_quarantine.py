@@ -247,6 +247,36 @@ def test_a_record_of_other_shards_and_a_damaged_one_are_told(folder):
             from_json(text, "f/quarantined.json")
 
 
+def test_a_record_of_what_cannot_stand_in_is_told(folder):
+    itself = Quarantined("train-00001.parquet", 0, "why", "train-00001.parquet", 0)
+    with pytest.raises(UserError, match=r"quarantined\.json says that train-00001\.parquet, row group 0, stands in"):
+        make_loader(folder, quarantined=[itself])
+
+
+def test_a_substitute_is_good_in_all_columns_that_are_read(folder, monkeypatch):
+    """Damage of one column alone is met in files without hashes only."""
+    read = ShardFolder.read
+    flip(folder, 3)
+    lost = folder.row_groups()[3]
+    first = Quarantine(folder, validation_fraction=0.2, on_corrupt="quarantine")
+    first.training_cells(lost, ("drug",))
+    bad = first.found[0].substitute_file
+
+    def fails(self, ref, columns=None, **options):
+        if ref.file == bad and columns:
+            raise CorruptRowGroup(bad, "column drug has text that is not UTF-8")
+        return read(self, ref, columns, **options)
+
+    monkeypatch.setattr(ShardFolder, "read", fails)
+    found = []
+    for columns in ((), ("drug",)):  # statistics may have met it before the loader does, or not
+        source = Quarantine(folder, validation_fraction=0.2, on_corrupt="quarantine")
+        source.read(lost, columns)
+        source.training_cells(lost, ("drug",))
+        found.append(source.found[0].substitute_file)
+    assert found[0] == found[1] not in (bad, lost.file)
+
+
 def test_cells_that_are_scored_are_never_replaced(folder):
     flip(folder, 3)
     with pytest.raises(CorruptRowGroup, match=r"train-00003\.parquet, row group 0"):

@@ -1,8 +1,11 @@
 """Row groups packed into numbers give back genes, counts and tokens, in either width, compiled or not."""
 
+from inspect import unwrap
+
 import numpy as np
 import pytest
 
+from mdsc.data import dense_cells, token_groups
 from mdsc.data.dense_cells import DenseCells
 from mdsc.data.quarantine import TrainingCells
 from mdsc.data.row_groups import RowGroup
@@ -13,11 +16,15 @@ COUNTS = np.array([1, 255, 256, 3, 65535, 65536, 2**31 - 1, 2], dtype=np.int32)
 INDPTR = np.array([0, 3, 3, 7, 8])
 
 
-@pytest.fixture(params=["0", "1"], ids=["numpy", "numba"], autouse=True)
+@pytest.fixture(params=["numpy", "numba", "python"], autouse=True)
 def form(request, monkeypatch):
-    if request.param == "1":
+    """With or without numba; or its loops as Python runs them, which checks what numba does not: each index."""
+    if request.param == "numba":
         pytest.importorskip("numba")
-    monkeypatch.setenv("MDSC_NUMBA", request.param)
+    monkeypatch.setenv("MDSC_NUMBA", "0" if request.param == "numpy" else "1")
+    if request.param == "python":
+        monkeypatch.setattr(token_groups, "compiled", unwrap)
+        monkeypatch.setattr(dense_cells, "compiled", unwrap)
 
 
 def group_of(counts: np.ndarray, indptr: np.ndarray, genes: list[int], vocabulary_size: int, num_tokens: int = 64):
@@ -75,3 +82,34 @@ def test_no_entries_at_all():
     dense.fill_gene_set(0, [group], [0], np.array([3, 4]), 50)
     assert not dense.counts.any()
     assert not dense.tokens.any()
+
+
+@pytest.mark.parametrize(("vocabulary_size", "large"), [(50, 256), (70_000, 65536)])
+@pytest.mark.parametrize("place", range(4))
+def test_a_count_that_just_has_no_room_stands_anywhere(vocabulary_size, large, place):
+    counts = np.ones(4, dtype=np.int32)
+    counts[place] = large
+    group, _ = group_of(counts, np.array([0, 2, 4]), [0, 1, 0, 1], vocabulary_size)
+    assert entries_of([group, group], [0, 1]).counts.tolist() == counts.tolist()
+    dense = DenseCells.empty((1, 2, 2), shared_genes=True, count_type=group.count_type, pad_token=65, columns=())
+    dense.fill_gene_set(0, [group, group], [0, 1], np.array([0, 1]), vocabulary_size)
+    assert dense.counts.ravel().tolist() == counts.tolist()
+
+
+@pytest.mark.parametrize("width", [255, 256, 257])
+@pytest.mark.parametrize("vocabulary_size", [600, 70_000])
+def test_gene_sets_of_widths_around_a_byte(vocabulary_size, width):
+    counts = np.arange(1, 601, dtype=np.int32)
+    group, tokens = group_of(counts, np.array([0, 600]), list(range(600)), vocabulary_size)
+    gene_set = np.arange(0, 2 * width, 2)
+    dense = DenseCells.empty((1, 1, width), shared_genes=True, count_type=group.count_type, pad_token=65, columns=())
+    dense.fill_gene_set(0, [group], [0], gene_set, vocabulary_size)
+    assert dense.counts.ravel().tolist() == counts[gene_set].tolist()
+    assert dense.tokens.ravel().tolist() == tokens[gene_set].tolist()
+    assert dense.num_real.tolist() == [[width]]
+
+
+@pytest.mark.parametrize("pad_token", [65, 255, 256, 4097])
+def test_what_is_not_filled_is_pad(pad_token):
+    dense = DenseCells.empty((1, 2, 3), shared_genes=True, count_type=np.dtype("u1"), pad_token=pad_token, columns=())
+    assert (dense.tokens == pad_token).all()

@@ -130,14 +130,14 @@ class GeneVocabulary:
         }
         if statistics is not None:
             columns |= {name: getattr(statistics, name) for name in GeneStatistics.COLUMNS}
-        pq.write_table(pa.table(columns), Path(folder) / FILE_NAME)
+        write_genes(pa.table(columns), Path(folder) / FILE_NAME)
 
     @classmethod
     def load(cls, folder: str | Path) -> "GeneVocabulary":
         """Of a checkpoint or a folder of shards, or a genes.parquet of any name; UserError where it is damaged."""
         path = Path(folder)
         path = path if path.is_file() else path / FILE_NAME
-        table = _read(path, {"token_id": pa.int64(), "gene_symbol": pa.string(), "ensembl_id": pa.string()})
+        table = read_genes(path, {"token_id": pa.int64(), "gene_symbol": pa.string(), "ensembl_id": pa.string()})
         token_ids = table["token_id"].to_numpy()
         if len(token_ids) == 0:
             raise UserError(f"{path} is damaged: it has no genes; {REPAIR}")
@@ -162,7 +162,7 @@ class GeneStatistics:
     def load(cls, folder: str | Path) -> "GeneStatistics":
         """Read what `GeneVocabulary.save` has written; UserError where it is missing or damaged."""
         path = Path(folder) / FILE_NAME
-        table = _read(path, dict.fromkeys(cls.COLUMNS, pa.float64()))
+        table = read_genes(path, dict.fromkeys(cls.COLUMNS, pa.float64()))
         columns = [table[name].to_numpy() for name in cls.COLUMNS]
         for name, column in zip(cls.COLUMNS, columns, strict=True):
             if not (np.isfinite(column).all() and column.min(initial=0) >= 0):
@@ -213,15 +213,29 @@ def refuse_duplicates(names: Sequence[str], source: str) -> None:
         )
 
 
-def _read(path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
-    """These columns, of these types and without gaps."""
+def write_genes(table: pa.Table, path: Path) -> None:
+    """With a hash of each column: a flipped bit would else be another gene's name, or another rate."""
+    hashes = {f"sha256 {name}": _column_hash(table[name]) for name in table.column_names}
+    pq.write_table(table.replace_schema_metadata(hashes), path)
+
+
+def read_genes(path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
+    """These columns, of these types and without gaps; hashes are compared where the file has them."""
     if not path.is_file():
         raise UserError(f"{path} is missing: {REPAIR}")
     try:
         table = pq.read_table(path, columns=list(columns))
+        table.validate(full=True)  # text is UTF-8
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); {REPAIR}") from error
     for name, kind in columns.items():
         if table[name].type != kind or table[name].null_count:
             raise UserError(f"{path} is damaged: {name} is not {kind} throughout; {REPAIR}")
+        expected = (table.schema.metadata or {}).get(f"sha256 {name}".encode())
+        if expected is not None and expected != _column_hash(table[name]).encode():
+            raise UserError(f"{path} is damaged: {name} is not what was written (hash differs); {REPAIR}")
     return table
+
+
+def _column_hash(column: pa.ChunkedArray) -> str:
+    return hashlib.sha256(repr(column.to_pylist()).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +18,9 @@ FORMAT = "mdsc-shards"
 VERSION = 3
 HASH = re.compile("[0-9a-f]{32}")
 MASK = re.compile("(?:[0-9a-f]{2})*")
-MOST_BYTES, MOST_ROWS = 2**62, 2**31 - 1
+MOST_BYTES = 2**62
+MOST_ROWS = 2**26
+"""Of a row group: as many as pyarrow writes. An order of more would fill the memory before the file is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,8 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        (folder / FILE_NAME).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        content = self.to_dict() | {"digest": self.digest}
+        (folder / FILE_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def is_shard_folder(folder: Path) -> bool:
@@ -91,7 +95,7 @@ def is_shard_folder(folder: Path) -> bool:
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a shard folder; `UserError` where the folder or the manifest is missing, not ours or damaged."""
     path = folder / FILE_NAME
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # false for names that cannot be, where Path raises
         raise UserError(f"there is no folder {folder}: make shards with data_prep/h5ad.py (or data_prep/demo.py)")
     if not path.is_file():
         raise UserError(f"{folder} is no folder of shards (it has no {FILE_NAME}): make one with data_prep/h5ad.py")
@@ -99,8 +103,13 @@ def load_manifest(folder: Path) -> Manifest:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if (stored.pop("format"), stored.pop("version")) != (FORMAT, VERSION):
             raise UserError(f"{path} is of another format or version than {FORMAT} {VERSION}: prepare the data again")
+        digest = stored.pop("digest", None)  # of none that was written by hand
         _check(stored)
-        return _manifest_of(stored)
+        manifest = _manifest_of(stored)
+        # One bit of a mask would else make a training cell of one that is held out.
+        if digest is not None and digest != manifest.digest:
+            raise ValueError("its digest is not that of what it says")
+        return manifest
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -123,15 +132,15 @@ def _frozen(value: Any) -> Any:
 def _check(stored: dict[str, Any]) -> None:
     """`ValueError` for an entry of a wrong type, or one that cannot be; what lacks is for the constructors to say."""
     for name in ("genes", "cell_id_column"):
-        _require(_is_text(stored.get(name, "x")), name, stored.get(name))
+        _require(is_text(stored.get(name, "x")), name, stored.get(name))
     root = stored.get("root", "")
-    _require(root == "" or (_is_text(root) and (PurePath(root).is_absolute() or "://" in root)), "root", root)
+    _require(root == "" or (is_text(root) and (PurePath(root).is_absolute() or "://" in root)), "root", root)
     _require(all(isinstance(source, dict) for source in _as_list(stored["sources"], "sources")), "sources")
     for name, levels in stored["conditions"].items():
         levels = _as_list(levels, f"conditions of {name!r}")
-        _require(_is_text(name) and all(map(_is_text, levels)), "conditions", name)
+        _require(is_text(name) and all(map(is_text, levels)), "conditions", name)
     for name, lookup in stored["lookups"].items():
-        _require(_is_text(lookup["column"]) and isinstance(lookup["values"], dict), "lookups", name)
+        _require(is_text(lookup["column"]) and isinstance(lookup["values"], dict), "lookups", name)
         _require(all(isinstance(value, str) for value in lookup["values"].values()), "lookups", name)
     for shard in _as_list(stored["shards"], "shards"):
         _check_shard(shard)
@@ -142,9 +151,9 @@ def _check(stored: dict[str, Any]) -> None:
 def _check_shard(shard: dict[str, Any]) -> None:
     file = shard["file"]
     # A manifest may come from elsewhere: what it names lies below its root.
-    place = PurePath(file) if _is_text(file) else PurePath()
+    place = PurePath(file) if is_text(file) else PurePath()
     _require(not place.is_absolute() and ".." not in place.parts and place.name != "", "file", file)
-    _require(_is_text(shard["split"]), f"split of {file}", shard["split"])
+    _require(is_text(shard["split"]), f"split of {file}", shard["split"])
     _require(_is_number(shard["bytes"], MOST_BYTES), f"bytes of {file}", shard["bytes"])
     groups = _as_list(shard["row_groups"], f"row_groups of {file}")
     _require(all(_is_number(rows, MOST_ROWS) for rows in groups), f"row_groups of {file}")
@@ -170,7 +179,7 @@ def _as_list(value: Any, what: str) -> list:
     return value
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Text that can be a name of a file: not empty, without zeros and lone surrogates."""
     return isinstance(value, str) and value != "" and "\0" not in value and _encodes(value)
 

@@ -24,7 +24,7 @@ from mdsc.data.folds import folds_of_rows
 from mdsc.data.keyed_streams import Purpose, permutation, stream
 from mdsc.data.row_groups import RowGroup, RowGroupRef
 from mdsc.data.shards import CorruptRowGroup, ShardFolder
-from mdsc.data.validation_split import address_hash, split_rows
+from mdsc.data.validation_split import address_hash, num_validation_rows, split_rows
 from mdsc.errors import UserError
 
 FILE_NAME = "quarantined.json"
@@ -83,12 +83,18 @@ class Quarantine:
         self._refs = {(ref.file, ref.group): ref for ref in folder.row_groups("train")}
         self._recorded = {(one.file, one.group) for one in recorded}
         self._substitutes = {(one.file, one.group): (one.substitute_file, one.substitute_group) for one in recorded}
-        if unknown := [place for pair in self._substitutes.items() for place in pair if place not in self._refs]:
-            file, group = unknown[0]
-            raise UserError(
-                f"{FILE_NAME} names {file}, row group {group}, which {folder.path} does not have in split train: "
-                "it is of another folder of shards."
-            )
+        for pair in self._substitutes.items():
+            for file, group in pair:
+                if (file, group) not in self._refs:
+                    raise UserError(
+                        f"{FILE_NAME} names {file}, row group {group}, which {folder.path} does not have in split "
+                        "train: it is of another folder of shards."
+                    )
+            if not self._may_stand_in(*(self._refs[place] for place in pair)):
+                raise UserError(
+                    f"{FILE_NAME} says that {pair[1][0]}, row group {pair[1][1]}, stands in for {pair[0][0]}, row "
+                    f"group {pair[0][1]}, which it cannot: copy the checkpoint again."
+                )
         self._met: set[tuple[str, int]] = set()
 
     def add(self, found: Sequence[Quarantined]) -> None:
@@ -109,7 +115,7 @@ class Quarantine:
         except CorruptRowGroup as error:
             if self._on_corrupt == "stop":
                 raise
-            self._substitute(ref, error.why)
+            self._substitute(ref, error.why, columns)
         self._stop_if_too_many()
         return group
 
@@ -121,7 +127,7 @@ class Quarantine:
         try:
             group = self.folder.read(substitute, columns, with_cell_ids=False)
         except CorruptRowGroup as error:
-            substitute = self._substitute(ref, f"its substitute is corrupt too ({error.why})")
+            substitute = self._substitute(ref, f"its substitute is corrupt too ({error.why})", columns)
             group = self.folder.read(substitute, columns, with_cell_ids=False)
         rows = self._rows_for(ref, substitute)
         return TrainingCells(group.select(rows), folds_of_rows(substitute)[rows])
@@ -132,9 +138,9 @@ class Quarantine:
         place = np.searchsorted(training, np.arange(ref.rows) % substitute.rows)
         return training[place % len(training)]
 
-    def _substitute(self, ref: RowGroupRef, why: str) -> RowGroupRef:
-        """Quarantine a row group."""
-        substitute = self._first_good(ref, why)
+    def _substitute(self, ref: RowGroupRef, why: str, columns: Sequence[str] | None) -> RowGroupRef:
+        """Quarantine a row group; what stands in for it has good `columns`."""
+        substitute = self._first_good(ref, why, columns)
         self._keep(Quarantined(ref.file, ref.group, why, substitute.file, substitute.group))
         return substitute
 
@@ -144,14 +150,14 @@ class Quarantine:
         # A new tuple: another thread may be reading the old one.
         self.found = (*(other for other in self.found if (other.file, other.group) != place), one)
 
-    def _first_good(self, ref: RowGroupRef, why: str) -> RowGroupRef:
+    def _first_good(self, ref: RowGroupRef, why: str, columns: Sequence[str] | None) -> RowGroupRef:
         tried = 0
         for candidate in self._candidates(ref):
             if tried == MOST_TRIED:
                 break
             tried += 1
             try:
-                self.folder.read(candidate, (), with_cell_ids=False)
+                self.folder.read(candidate, columns, with_cell_ids=False)
             except CorruptRowGroup:
                 continue
             return candidate
@@ -168,11 +174,13 @@ class Quarantine:
         for number in permutation(stream(Purpose.SUBSTITUTE, key), len(refs)).tolist():
             other = refs[number]
             # What this process alone has found must not matter: others have not met it.
-            is_good = other != ref and (other.file, other.group) not in self._recorded
-            # Another data set of a mixture was measured for other genes.
-            is_good = is_good and self.folder.portion_of(other) == self.folder.portion_of(ref)
-            if is_good and len(split_rows(other, self._validation_fraction)[0]):
+            if (other.file, other.group) not in self._recorded and self._may_stand_in(ref, other):
                 yield other
+
+    def _may_stand_in(self, ref: RowGroupRef, other: RowGroupRef) -> bool:
+        # Another data set of a mixture was measured for other genes.
+        is_alike = other != ref and self.folder.portion_of(other) == self.folder.portion_of(ref)
+        return is_alike and num_validation_rows(other, self._validation_fraction) < other.rows
 
     def _stop_if_too_many(self) -> None:
         number, met = len(self._substitutes) - len(self._recorded), len(self._met)

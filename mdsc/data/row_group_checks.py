@@ -93,7 +93,7 @@ def _entries_if_plain(
     if loop is None or (genes.dtype.name, values.dtype.name) not in COMPILED_TYPES:
         return None
     counts, places = np.empty(len(genes), dtype=np.int32), np.empty(len(genes), dtype=np.int32)
-    kept = np.empty_like(indptr)
+    kept = np.zeros_like(indptr)
     # Ids ascend: if the last one has a place as if none were left out, none is.
     is_shift = len(index_of_token) > 0 and bool(index_of_token[-1] == len(index_of_token) - 1 - FIRST_TOKEN_ID)
     if not loop(genes, values, indptr, index_of_token, is_shift, counts, places, kept):
@@ -102,12 +102,11 @@ def _entries_if_plain(
 
 
 def _plain_loop(genes, values, indptr, index_of_token, is_shift, counts, places, kept):
-    """Fill the last three; false where an entry is wrong, or where the genes of a cell do not ascend.
+    """Fill the last three (`kept[0]` is 0); false where an entry is wrong, or the genes of a cell do not ascend.
 
     A cell is passed over several times, each time so simply that a compiler does many entries at once.
     """
     num_ids, done = len(index_of_token), 0
-    kept[0] = 0
     for row in range(len(indptr) - 1):
         start, end = indptr[row], indptr[row + 1]
         if start < end and genes[start] == CLS_TOKEN_ID and values[start] == CLS_VALUE:

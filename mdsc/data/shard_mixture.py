@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from mdsc.data.byte_ranges import Location
 from mdsc.data.genes import FILE_NAME as GENES
-from mdsc.data.genes import GeneVocabulary
-from mdsc.data.manifest import Manifest
+from mdsc.data.genes import GeneVocabulary, read_genes
+from mdsc.data.manifest import Manifest, is_text
 from mdsc.data.row_groups import Portion, RowGroup, RowGroupRef
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
@@ -28,6 +27,8 @@ from mdsc.errors import UserError
 FILE_NAME = "mixture.json"
 FORMAT = "mdsc-mixture"
 VERSION = 1
+LARGEST_WEIGHT = 1e100
+"""Sums of them are finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,13 +147,13 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError(f"it is of another format or version than {FORMAT} {VERSION}")
         for one in stored["members"]:
             texts = (one["name"], one["path"], one["digest"])
-            if not all(isinstance(text, str) and text for text in texts) or "/" in one["name"]:
+            if not all(map(is_text, texts)) or "/" in one["name"]:
                 raise ValueError("a name, path or digest is wrong")
-            if not (isinstance(one["weight"], int | float) and 0 < one["weight"] < np.inf):
+            if not (isinstance(one["weight"], int | float) and 0 < one["weight"] < LARGEST_WEIGHT):
                 raise ValueError(f"weight {one['weight']!r}")
         if not stored["members"] or len({one["name"] for one in stored["members"]}) < len(stored["members"]):
             raise ValueError("members are missing, or named alike")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): make the mixture again") from error
     return stored
 
@@ -163,10 +164,7 @@ def _places(
     """Of each folder's genes in the vocabulary, out of the columns that say it the other way round."""
     found = []
     for number, member in enumerate(members):
-        try:
-            own = pq.read_table(path, columns=[column_of(number)])[column_of(number)].to_numpy()
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise UserError(f"{path} does not say which genes folder {number} has: make the mixture again") from error
+        own = read_genes(path, {column_of(number): pa.int64()})[column_of(number)].to_numpy()
         places = np.full(len(member.vocabulary), -1, dtype=np.int64)
         known = np.flatnonzero((own >= 0) & (own < len(places)))
         places[own[known]] = known

@@ -20,9 +20,9 @@ import tyro
 
 from mdsc.atomic import replacing
 from mdsc.data.genes import FILE_NAME as GENES
-from mdsc.data.genes import GeneStatistics
+from mdsc.data.genes import GeneStatistics, write_genes
 from mdsc.data.mixed_plan import lane_owners
-from mdsc.data.shard_mixture import FILE_NAME, FORMAT, VERSION, ShardMixture, column_of
+from mdsc.data.shard_mixture import FILE_NAME, FORMAT, LARGEST_WEIGHT, VERSION, ShardMixture, column_of
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.prep.joined_genes import FileGenes, join_genes
@@ -48,7 +48,7 @@ def prepare_mixture(config: MixtureConfig) -> tuple[ShardMixture, list[str]]:
     if twice := [path for path, times in Counter(path.resolve() for path in config.inputs).items() if times > 1]:
         raise UserError(f"{twice[0]} is given twice: give it a larger weight instead (--weights)")
     weights = config.weights or tuple(float(member.num_cells("train")) for member in members)
-    if len(weights) != len(members) or not all(0 < weight < np.inf for weight in weights):
+    if len(weights) != len(members) or not all(0 < weight < LARGEST_WEIGHT for weight in weights):
         raise UserError(f"--weights {' '.join(map(str, weights))}: give one positive number for each folder")
     output = config.output_dir
     if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / FILE_NAME).is_file()):
@@ -65,7 +65,7 @@ def prepare_mixture(config: MixtureConfig) -> tuple[ShardMixture, list[str]]:
             own = np.full(len(joined.vocabulary), -1, dtype=np.int64)
             own[places] = np.arange(len(places))
             table = table.append_column(column_of(number), pa.array(own))
-        pq.write_table(table, beside / GENES)
+        write_genes(table, beside / GENES)
         stored = [
             {"name": name, "path": os.path.relpath(member.path.resolve(), output.resolve()), "weight": weight,
              "digest": member.digest}
