@@ -208,6 +208,9 @@ def test_mistakes_are_told(folders, mixture, tmp_path, capsys):
         assert main(["prepare", "mixture", *arguments]) == 2
         assert told in capsys.readouterr().err
         assert not (tmp_path / "other").exists()
+    (mixture.path / "notes.txt").write_text("mine")
+    assert main(["prepare", "mixture", a, b, "--output-dir", str(mixture.path)]) == 2
+    assert "no part of it: notes.txt" in capsys.readouterr().err
     assert main(["verify", str(mixture.path)]) == 2
     assert "verify the folders it is made of" in capsys.readouterr().err
     assert main(["prepare", "mixture", a, b, *out]) == 0

@@ -1,6 +1,7 @@
 """AnnData files to shards."""
 
 import json
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -84,6 +85,30 @@ def test_wrong_input_is_told_and_nothing_is_written(tmp_path):
     assert "no h5ad file is given" in told()
     with pytest.raises(UserError, match="holds other files"):
         prepare_h5ad(H5adConfig(inputs=(tmp_path / "a.h5ad",), output_dir=tmp_path))
+
+
+def test_what_else_a_folder_of_shards_holds_is_never_lost(tmp_path):
+    make(tmp_path / "a.h5ad", ["A", "B"])
+    out = tmp_path / "s"
+    config = H5adConfig(inputs=(tmp_path / "a.h5ad",), output_dir=out)
+    prepare_h5ad(config)
+    (out / "cache").mkdir()
+    (out / "cache/total").write_text("0")
+    prepare_h5ad(replace(config, cells_per_shard=10))
+    assert sorted(path.name for path in out.iterdir()) == [
+        "genes.parquet", "manifest.json", *(f"train-0000{number}.parquet" for number in range(3))
+    ]  # fmt: skip
+    prepare_h5ad(config)  # the shards of before are gone
+    (out / "run").mkdir()
+    (out / "run/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"no part of it: run/notes\.txt\.\nMove them"):
+        prepare_h5ad(config)
+    (tmp_path / "a.h5ad").rename(out / "a.h5ad")
+    with pytest.raises(UserError, match=r"s/a\.h5ad lies in --output-dir"):
+        prepare_h5ad(replace(config, inputs=(out / "a.h5ad",)))
+    assert (out / "run/notes.txt").read_text() == "mine"
+    with pytest.raises(UserError, match=r"a\.h5ad is a file; .*/a\.h5ad/x cannot be below it"):
+        prepare_h5ad(replace(config, output_dir=out / "a.h5ad/x"))
 
 
 @pytest.mark.parametrize(

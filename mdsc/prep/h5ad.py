@@ -17,7 +17,8 @@ import tyro
 from mdsc.atomic import replacing
 from mdsc.data.anndata_counts import open_counts
 from mdsc.data.genes import GeneVocabulary, gene_identifiers
-from mdsc.data.shard_writer import CELLS_PER_SHARD, ShardWriter, check_output
+from mdsc.data.output_folders import check_output
+from mdsc.data.shard_writer import CELLS_PER_SHARD, ShardWriter
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.prep.file_parts import FilePart, PartReaders, read_part
@@ -69,7 +70,7 @@ class Preparation:
             raise UserError("no h5ad file is given")
         if config.num_workers < 1:
             raise UserError(f"--num-workers is {config.num_workers}; give 1 or more")
-        check_output(config.output_dir)
+        check_output(config.output_dir, config.inputs)
         rule = SplitRule(config.split_column, config.heldout_fraction, config.heldout_by)
         given = None if config.vocabulary is None else load_vocabulary(config.vocabulary)
         split_check, files, num_cells = SplitCheck(rule), [], []
@@ -110,6 +111,7 @@ class Preparation:
             if not any(scratch.iterdir()):
                 scratch.rmdir()
             raise
+        check_output(output, self.config.inputs)  # hours may have gone by
         with replacing(output) as beside:
             os.replace(scratch / "shards", beside)
         shutil.rmtree(scratch)

@@ -22,6 +22,7 @@ from mdsc.atomic import replacing
 from mdsc.data.genes import FILE_NAME as GENES
 from mdsc.data.genes import GeneStatistics, write_genes
 from mdsc.data.mixed_plan import lane_owners
+from mdsc.data.output_folders import check_mixture_output
 from mdsc.data.shard_mixture import FILE_NAME, FORMAT, LARGEST_WEIGHT, VERSION, ShardMixture, column_of
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
@@ -51,8 +52,7 @@ def prepare_mixture(config: MixtureConfig) -> tuple[ShardMixture, list[str]]:
     if len(weights) != len(members) or not all(0 < weight < LARGEST_WEIGHT for weight in weights):
         raise UserError(f"--weights {' '.join(map(str, weights))}: give one positive number for each folder")
     output = config.output_dir
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / FILE_NAME).is_file()):
-        raise UserError(f"{output} holds other files, which would be lost: give a new folder (--output-dir)")
+    check_mixture_output(output)
 
     genes = [FileGenes(str(m.path), m.vocabulary.symbols, m.vocabulary.ensembl_ids) for m in members]
     joined = join_genes(genes)

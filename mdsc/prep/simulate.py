@@ -10,6 +10,7 @@ import tyro
 
 from mdsc.atomic import replacing
 from mdsc.data.genes import GeneVocabulary
+from mdsc.data.output_folders import TRUTH
 from mdsc.data.shard_writer import ShardWriter
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
@@ -18,8 +19,6 @@ from mdsc.prep.simulated_cells import SimulationConfig, Truth, simulate_chunks
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-TRUTH_FILE = "truth.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ def simulate_shards(truth: Truth, output_dir: str | Path) -> ShardFolder:
                 if len(rows):
                     conditions = {name: obs[name][rows] for name in writer.condition_columns}
                     writer.write(split, chunk.counts[rows], conditions, names[rows])
-        truth.save(writer.scratch / TRUTH_FILE)
+        truth.save(writer.scratch / TRUTH)
     return ShardFolder.open(output_dir)
 
 

@@ -14,7 +14,7 @@ import tyro
 from mdsc.atomic import replacing
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.manifest import Manifest, Shard
-from mdsc.data.shard_writer import check_output
+from mdsc.data.output_folders import check_output
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.prep.file_work import DoneFiles, on_files
