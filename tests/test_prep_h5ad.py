@@ -59,6 +59,14 @@ def test_several_files_are_joined_by_gene(tmp_path):
     assert joined[:5, "D"].X.nnz == joined[5:, "B"].X.nnz == 0
 
 
+def test_flags_that_are_given_twice_add_up(tmp_path):
+    make(tmp_path / "a.h5ad", ["A", "B"], line=["x", "y", "z"] * 10)
+    flags = "--condition-columns drug --condition-columns line drug --heldout-by drug a --heldout-by line z"
+    main([str(tmp_path / "a.h5ad"), "--output-dir", str(tmp_path / "s"), *flags.split()])
+    folder = ShardFolder.open(tmp_path / "s")
+    assert folder.manifest.conditions == {"drug": ("b",), "line": ("x", "y")}
+
+
 def test_wrong_input_is_told_and_nothing_is_written(tmp_path):
     make(tmp_path / "a.h5ad", ["A", "B"])
     make(tmp_path / "b.h5ad", ["ENSG00000198851", "ENSG00000156738"])

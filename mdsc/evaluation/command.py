@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 
 from mdsc import __version__
 from mdsc.atomic import replacing
 from mdsc.checkpoint import Checkpoint, load_checkpoint, newest_run
+from mdsc.config.flags import parse_flags
 from mdsc.config.schema import TrainConfig
 from mdsc.data.shard_mixture import open_shards
 from mdsc.errors import UserError
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         return
     if argv[0] != "inpaint":
         raise UserError(f"there is no `evaluate {argv[0]}`; there is `evaluate inpaint`.")
-    inpaint(tyro.cli(InpaintConfig, args=argv[1:], prog="mdsc evaluate inpaint", description=__doc__))
+    inpaint(parse_flags(InpaintConfig, argv[1:], __doc__, prog="mdsc evaluate inpaint"))
 
 
 def inpaint(config: InpaintConfig) -> dict:

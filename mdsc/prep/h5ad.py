@@ -8,13 +8,14 @@ interruption. A call that finds parts of files it is to read goes on from them.
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
 from mdsc.atomic import replacing
+from mdsc.config.flags import parse_flags
 from mdsc.data.anndata_counts import open_counts
 from mdsc.data.genes import GeneVocabulary, gene_identifiers
 from mdsc.data.output_folders import check_output
@@ -39,8 +40,9 @@ class H5adConfig:
     """Column of obs that says which cells are for training ("train") and which are not; by default all are."""
     heldout_fraction: float | None = None
     """Share of cells for split "heldout", between 0 and 1; a cell's name decides, so that it stays with new files."""
-    heldout_by: tuple[str, ...] = ()
-    """A column of obs and one or more values, e.g. donor d3: cells with these are of split "heldout"."""
+    heldout_by: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """A column of obs and one or more values, e.g. donor d3: cells with these are of split "heldout". May be given
+    several times, and with a share; a cell is held out if any of them says so."""
     layer: str | None = None
     """Where the counts are: the name of a layer, or "raw"; by default X."""
     vocabulary: Path | None = None
@@ -70,14 +72,13 @@ class Preparation:
             raise UserError("no h5ad file is given")
         if config.num_workers < 1:
             raise UserError(f"--num-workers is {config.num_workers}; give 1 or more")
+        config = replace(config, condition_columns=tuple(dict.fromkeys(config.condition_columns)))
         check_output(config.output_dir, config.inputs)
         rule = SplitRule(config.split_column, config.heldout_fraction, config.heldout_by)
         given = None if config.vocabulary is None else load_vocabulary(config.vocabulary)
         split_check, files, num_cells = SplitCheck(rule), [], []
         for path in config.inputs:
-            with open_counts(
-                path, config.layer, obs_columns=tuple(rule.columns.values()), unique_genes=False
-            ) as source:
+            with open_counts(path, config.layer, obs_columns=tuple(rule.columns), unique_genes=False) as source:
                 check_columns(source.name, source.obs_columns, config.condition_columns, rule)
                 split_check.add(source.obs, source.name)
                 files.append(FileGenes(source.name, *gene_identifiers(source.var)))
@@ -176,7 +177,7 @@ def _keep_only(folder: Path, parts: Sequence[FilePart]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data_prep/h5ad.py cells.h5ad --output-dir shards/`"""
-    config = tyro.cli(H5adConfig, args=argv, description=__doc__)
+    config = parse_flags(H5adConfig, argv, __doc__)
     preparation = Preparation.of(config)
     folder = preparation.carry_out(show_progress=True)
     for line in preparation.report:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from mdsc.atomic import replacing
+from mdsc.config.flags import parse_flags
 from mdsc.data.genes import FILE_NAME as GENES
 from mdsc.data.genes import GeneStatistics, write_genes
 from mdsc.data.mixed_plan import lane_owners
@@ -107,7 +108,7 @@ def _statistics(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`mdsc prepare mixture shards/a shards/b --weights 3 1 --output-dir shards/both`"""
-    config = tyro.cli(MixtureConfig, args=argv, description=__doc__)
+    config = parse_flags(MixtureConfig, argv, __doc__)
     mixture, report = prepare_mixture(config)
     print(f"{config.output_dir}: {len(mixture.vocabulary):,} genes")
     owners = None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from mdsc.config.flags import parse_flags
 from mdsc.data.cell_subset import choose_cells, read_chosen
 from mdsc.data.h5ad_writer import H5adWriter
 from mdsc.data.shard_mixture import open_shards
@@ -96,6 +97,6 @@ def conditions_of(texts: Iterable[str]) -> dict[str, list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`mdsc shards-to-h5ad shards/ --output cells.h5ad`"""
-    config = tyro.cli(ShardsToH5adConfig, args=argv, description=__doc__)
+    config = parse_flags(ShardsToH5adConfig, argv, __doc__)
     number = shards_to_h5ad(config, show_progress=True)
     print(f"{config.output}: {number:,} cells of {config.input}")

@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 
 from mdsc.atomic import replacing
+from mdsc.config.flags import parse_flags
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.output_folders import TRUTH
 from mdsc.data.shard_writer import ShardWriter
@@ -80,7 +81,7 @@ def simulate_anndata(truth: Truth) -> "AnnData":
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data_prep/simulate.py --output-dir data/simulated --num-cells 100000`"""
-    config = tyro.cli(SimulateConfig, args=argv, description=__doc__)
+    config = parse_flags(SimulateConfig, argv, __doc__)
     if config.output_dir is None and config.h5ad is None:
         raise UserError("nothing to write: give --output-dir, --h5ad or both")
     truth = Truth.of(config.cells)

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from mdsc.config.flags import parse_flags
 from mdsc.data.anndata_counts import CountSource, find_counts, open_counts
 from mdsc.data.genes import GeneVocabulary, gene_identifiers
 from mdsc.errors import UserError
@@ -108,7 +109,7 @@ def report(path: Path, findings: Sequence[Finding]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what was found; exit code 1 for a file that is not usable."""
-    config = tyro.cli(ValidateConfig, args=argv, description=__doc__)
+    config = parse_flags(ValidateConfig, argv, __doc__)
     findings = validate(config)
     report(config.input, findings)
     if any(finding.state == "fault" for finding in findings):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import tyro
 
+from mdsc.config.flags import parse_flags
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.manifest import Shard, load_manifest
 from mdsc.data.row_group_checks import first_line
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    config = tyro.cli(VerifyConfig, args=argv, description=__doc__)
+    config = parse_flags(VerifyConfig, argv, __doc__)
     if config.num_workers < 1:
         raise UserError(f"--num-workers is {config.num_workers}; give 1 or more.")
     if (config.folder / MIXTURE).is_file():

@@ -1,5 +1,7 @@
 """Numbers that a run cannot start with, found before anything is read."""
 
+from pathlib import Path
+
 from mdsc.config.schema import TrainConfig
 from mdsc.errors import UserError
 from mdsc.training.batch_shares import micro_batch_size
@@ -65,6 +67,8 @@ def check(config: TrainConfig, num_processes: int) -> None:
             f"--model.hidden-size {model.hidden_size} is no multiple of --model.num-heads {model.num_heads}: "
             "each head takes an equal part of the width."
         )
+    if Path(config.output_dir).resolve() == Path(data.dir).resolve():
+        raise UserError(f"--output-dir {config.output_dir} is the folder of shards (--data.dir): give the run its own.")
     micro_batch_size(train, num_processes)
 
 
