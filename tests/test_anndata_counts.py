@@ -1,6 +1,9 @@
 """Raw counts out of AnnData: wherever and however they are stored; anything else is told by file and place."""
 
+from pathlib import Path
+
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -147,6 +150,27 @@ def test_empty_and_ambiguous_files_are_told(tmp_path):
     (tmp_path / "cut.h5ad").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"cut\.h5ad is no h5ad file, or damaged"):
         read_counts(tmp_path / "cut.h5ad")
+
+
+@pytest.mark.parametrize("stored", [{"X": [1]}, {"obs": [1], "var": [1]}, {"obs/a": [1], "var/b": [2]}, {}])
+@pytest.mark.parametrize("attrs", [{}, {"encoding-type": "anndata"}])
+def test_hdf5_that_is_no_anndata_is_told(tmp_path, stored, attrs):
+    path = tmp_path / "other.h5ad"
+    with h5py.File(path, "w") as file:
+        file.attrs.update(attrs)
+        for name, values in stored.items():
+            file[name] = values
+    with pytest.raises(UserError, match=r"other\.h5ad is no h5ad file|other\.h5ad has no cells"):
+        read_counts(path)
+    with pytest.raises(UserError, match="is a folder: give an h5ad file"):
+        read_counts(tmp_path)
+
+
+def test_a_file_without_the_right_to_read_it_is_told(tmp_path, monkeypatch):
+    path = save(make(sp.csr_matrix(COUNTS)), tmp_path)
+    monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(UserError, match=r"\.h5ad cannot be read: Permission denied"):
+        read_counts(path)
 
 
 @pytest.mark.parametrize(

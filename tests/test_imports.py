@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Package or module -> what of mdsc it may import, beside itself. `mdsc` alone (its version, its place) is open to all.
 MAY_IMPORT = {
     "errors": "",
-    "atomic": "",
+    "atomic": "errors",
     "progress": "",
-    "cli": "errors",
+    "cli": "errors atomic",
     "config": "errors",
     "data": "errors atomic config",
     "prep": "errors atomic progress config data",

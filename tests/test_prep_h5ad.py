@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse as sp
 from shared_data import shared_file
 
+from mdsc.atomic import alone, replacing
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.prep.demo import counts_of_logs, embedded_cells
@@ -65,6 +66,18 @@ def test_flags_that_are_given_twice_add_up(tmp_path):
     main([str(tmp_path / "a.h5ad"), "--output-dir", str(tmp_path / "s"), *flags.split()])
     folder = ShardFolder.open(tmp_path / "s")
     assert folder.manifest.conditions == {"drug": ("b",), "line": ("x", "y")}
+
+
+def test_one_command_at_a_time_writes_a_folder(tmp_path, monkeypatch):
+    make(tmp_path / "a.h5ad", ["A", "B"])
+    config = H5adConfig(inputs=(tmp_path / "a.h5ad",), output_dir=tmp_path / "s")
+    with alone(tmp_path / "s"), pytest.raises(UserError, match="s is being written by another command: wait"):
+        prepare_h5ad(config)
+    prepare_h5ad(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5ad", "s"]
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=f"'{tmp_path}/x.h5ad'"), replacing(tmp_path / "x.h5ad"):
+        pass
 
 
 def test_wrong_input_is_told_and_nothing_is_written(tmp_path):

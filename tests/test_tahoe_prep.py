@@ -311,7 +311,7 @@ def test_mistakes_are_told(source, tmp_path, options, told):
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-@pytest.mark.parametrize("by", [("plate", "plate3", "plate1"), ("dose", "7 uM"), ("cell_line", "PC-3", "CVCL_0023")])
+@pytest.mark.parametrize("by", [("plate", "plate3", "plate1"), ("dose", "7 uM"), ("cell_line", "PC-3", "A549")])
 def test_a_value_that_holds_out_no_cell_is_told(tmp_path, by):
     source = small_tahoe(tmp_path / "t")
     tables = SideTables.made_up()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mdsc.data.genes import refuse_duplicates
+from mdsc.data.row_group_checks import first_line
 from mdsc.errors import UserError
 
 if TYPE_CHECKING:
@@ -128,12 +129,12 @@ def find_counts(source: "AnnData | str | Path") -> dict[str, str]:
 def _faults(matrices: dict, name: str) -> dict[str, str]:
     try:
         return {place: _fault(_sample(values)) for place, values in matrices.items()}
-    except OSError as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise _damaged(name, error) from error
 
 
-def _damaged(name: str, error: OSError) -> UserError:
-    return UserError(f"{name} is damaged ({str(error).splitlines()[0]}): copy it again")
+def _damaged(name: str, error: Exception) -> UserError:
+    return UserError(f"{name} is damaged ({first_line(error)}): copy it again")
 
 
 @contextmanager
@@ -150,14 +151,20 @@ def _opened(
 
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"{path} is a folder: give an h5ad file" if path.is_dir() else f"there is no file {path}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     with ExitStack() as stack:
         try:
             file = stack.enter_context(h5py.File(path, "r"))
             is_old = "encoding-type" not in file.attrs  # written by an anndata of before 2021
             contents = _of_memory(anndata.read_h5ad(path), columns) if is_old else _of_file(file, columns)
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"{path} is no h5ad file, or damaged ({str(error).splitlines()[0]})") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # anndata's readers have kinds of their own
+            raise UserError(f"{path} is no h5ad file, or damaged ({first_line(error)})") from error
         yield str(path), *contents
 
 

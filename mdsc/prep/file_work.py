@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def _results(
             yield name_of[future], future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """For commands that keep what is done: Ctrl-C tells it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on from here") from None
 
 
 class DoneFiles:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import tyro
 
-from mdsc.atomic import replacing
+from mdsc.atomic import alone, replacing
 from mdsc.config.flags import parse_flags
 from mdsc.data.anndata_counts import open_counts
 from mdsc.data.genes import GeneVocabulary, gene_identifiers
@@ -23,6 +23,7 @@ from mdsc.data.shard_writer import CELLS_PER_SHARD, ShardWriter
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.prep.file_parts import FilePart, PartReaders, read_part
+from mdsc.prep.file_work import going_on
 from mdsc.prep.held_out import SplitCheck, SplitRule, check_columns
 from mdsc.prep.joined_genes import FileGenes, join_genes, load_vocabulary
 from mdsc.progress import CellProgress
@@ -103,6 +104,10 @@ class Preparation:
 
     def carry_out(self, *, show_progress: bool = False) -> ShardFolder:
         """Write the shards; see `prepare_h5ad`."""
+        with alone(self.config.output_dir):
+            return self._carry_out(show_progress)
+
+    def _carry_out(self, show_progress: bool) -> ShardFolder:
         scratch, output = parts_folder(self.config.output_dir), self.config.output_dir
         _keep_only(scratch, self.parts)
         try:
@@ -179,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`python data_prep/h5ad.py cells.h5ad --output-dir shards/`"""
     config = parse_flags(H5adConfig, argv, __doc__)
     preparation = Preparation.of(config)
-    folder = preparation.carry_out(show_progress=True)
+    with going_on():
+        folder = preparation.carry_out(show_progress=True)
     for line in preparation.report:
         print(line)
     print(summary(folder))

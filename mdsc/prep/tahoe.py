@@ -11,14 +11,14 @@ from pathlib import Path
 
 import tyro
 
-from mdsc.atomic import replacing
+from mdsc.atomic import alone, replacing
 from mdsc.config.flags import parse_flags
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.manifest import Manifest, Shard
 from mdsc.data.output_folders import check_output
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
-from mdsc.prep.file_work import DoneFiles, on_files
+from mdsc.prep.file_work import DoneFiles, going_on, on_files
 from mdsc.prep.h5ad import summary
 from mdsc.prep.tahoe_conditions import ConditionSources, Values
 from mdsc.prep.tahoe_files import choose_files
@@ -76,6 +76,11 @@ def prepare_tahoe(config: TahoeConfig) -> tuple[ShardFolder, list[str]]:
     _check(config)
     source = find_source(config.source)
     _check_place(config, source)
+    with alone(config.output_dir):
+        return _prepare(config, source)
+
+
+def _prepare(config: TahoeConfig, source: TahoeSource) -> tuple[ShardFolder, list[str]]:
     tables = source.side_tables(config.metadata)
     vocabulary, repeated = tables.vocabulary()
     conditions = ConditionSources.of(config.condition_columns, tables)
@@ -268,5 +273,6 @@ def _about_hashes(kind: str, config: TahoeConfig) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data_prep/tahoe.py --source tahoe/ --output-dir shards/`"""
     config = parse_flags(TahoeConfig, argv, __doc__)
-    folder, lines = prepare_tahoe(config)
+    with going_on():
+        folder, lines = prepare_tahoe(config)
     print("\n".join([summary(folder), *lines]))

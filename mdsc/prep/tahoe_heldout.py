@@ -64,7 +64,7 @@ def heldout_rule(fraction: float, by: Sequence[Sequence[str]], tables: SideTable
 def values_without_cells(
     by: Sequence[Sequence[str]], tables: SideTables, found: Mapping[str, Collection[str]]
 ) -> list[str]:
-    """Values of --heldout-by, as `column value`, that hold out none of the cells; `found`: what the files' columns have."""
+    """Values of --heldout-by, as `column value`, that no cell has; `found`: what stands in the columns of the files."""
     stripped = {column: {value.strip() for value in values} for column, values in found.items()}
     without = []
     for column, *values in by:

@@ -69,6 +69,8 @@ def check(config: TrainConfig, num_processes: int) -> None:
         )
     if Path(config.output_dir).resolve() == Path(data.dir).resolve():
         raise UserError(f"--output-dir {config.output_dir} is the folder of shards (--data.dir): give the run its own.")
+    if Path(config.output_dir).is_file():
+        raise UserError(f"--output-dir {config.output_dir} is a file; give a folder for the run.")
     micro_batch_size(train, num_processes)
 
 
