@@ -15,6 +15,7 @@ from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.prep.demo import counts_of_logs, embedded_cells
 from mdsc.prep.demo import main as demo_main
+from mdsc.prep.file_work import going_on
 from mdsc.prep.h5ad import H5adConfig, main, prepare_h5ad
 
 
@@ -66,6 +67,43 @@ def test_flags_that_are_given_twice_add_up(tmp_path):
     main([str(tmp_path / "a.h5ad"), "--output-dir", str(tmp_path / "s"), *flags.split()])
     folder = ShardFolder.open(tmp_path / "s")
     assert folder.manifest.conditions == {"drug": ("b",), "line": ("x", "y")}
+
+
+def test_files_that_are_called_alike_have_cells_of_other_names(tmp_path, capsys):
+    for place, genes in (("p1", ["A", "B"]), ("p2", ["B", "C"])):
+        (tmp_path / place).mkdir()
+        make(tmp_path / place / "cells.h5ad", genes, 20, donor=[None, "d"] * 10, number=[str(n) for n in range(20)])
+    first, second = (tmp_path / place / "cells.h5ad" for place in ("p1", "p2"))
+    out = ["--output-dir", str(tmp_path / "s")]
+    main([str(first), str(second), *out, "--condition-columns", "donor", "number", "drug"])
+    told = capsys.readouterr().out
+    names = ShardFolder.open(tmp_path / "s").to_anndata().obs_names
+    assert names[[0, 20]].tolist() == ["p1/cells:c0", "p2/cells:c0"]
+    assert "cells are called FILE:NAME (p1/cells:..., p2/cells:...)" in told
+    assert "genes that a file lacks are zeros of its cells, at most 1 of 3 (in " in told
+    assert "note: 20 of 40 cells have no value of donor: it is unknown" in told
+    assert "warning" not in told
+    main([str(first), *out, "--condition-columns", "number", "drug"])
+    assert "warning: number has 20 values for 20 cells" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"cells\.h5ad is given twice"):
+        main([str(first), str(tmp_path / "p2/../p1/cells.h5ad"), *out])
+    with pytest.raises(UserError, match="--cells-per-shard is 0"):
+        main([str(first), *out, "--cells-per-shard", "0"])
+    adata = anndata.read_h5ad(first)
+    adata.obs_names = ["c0", *adata.obs_names[:-1]]
+    adata.write_h5ad(first)
+    main([str(first), *out])
+    assert "cells.h5ad: 1 cells have a name that another cell" in capsys.readouterr().out
+
+
+def test_what_is_kept_for_another_try_is_told(tmp_path):
+    (tmp_path / ".s.parts").mkdir()
+    with pytest.raises(UserError, match=r"^wrong\nWhat is done .* waits in .*/\.s\.parts"), going_on(tmp_path / "s"):
+        raise UserError("wrong")
+    with pytest.raises(UserError, match="^wrong$"), going_on(tmp_path / "other"):
+        raise UserError("wrong")
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"), going_on(tmp_path):
+        raise KeyboardInterrupt
 
 
 def test_one_command_at_a_time_writes_a_folder(tmp_path, monkeypatch):

@@ -30,6 +30,8 @@ from mdsc.errors import UserError
 from mdsc.prep.joined_genes import FileGenes, join_genes
 
 SHOWN_LANES = 8
+# A folder has one lane of a batch or more, and a batch some thousand lanes at most.
+SMALLEST_SHARE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,11 @@ def prepare_mixture(config: MixtureConfig) -> tuple[ShardMixture, list[str]]:
     if len(weights) != len(members) or not all(0 < weight < LARGEST_WEIGHT for weight in weights):
         raise UserError(f"--weights {' '.join(map(str, weights))}: give one positive number for each folder")
     output = config.output_dir
+    if min(weights) < SMALLEST_SHARE * sum(weights):
+        raise UserError(
+            f"--weights {' '.join(map(str, weights))}: the smallest share is below {SMALLEST_SHARE:g} of each batch, "
+            "which no number of lanes gives: make it larger, or leave that folder out"
+        )
     check_mixture_output(output)
 
     genes = [FileGenes(str(m.path), m.vocabulary.symbols, m.vocabulary.ensembl_ids) for m in members]

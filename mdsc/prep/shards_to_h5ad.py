@@ -43,6 +43,8 @@ def shards_to_h5ad(config: ShardsToH5adConfig, *, show_progress: bool = False) -
 
     if config.output.is_dir():
         raise UserError(f"{config.output} is a folder (--output): give the name of a file, e.g. cells.h5ad")
+    if config.output.suffix != ".h5ad":
+        raise UserError(f"--output {config.output}: give a name that ends with .h5ad, e.g. cells.h5ad")
     if config.max_cells is not None and config.max_cells < 1:
         raise UserError(f"--max-cells is {config.max_cells}; give 1 or more")
     where = conditions_of(config.where)

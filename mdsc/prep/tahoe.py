@@ -273,6 +273,6 @@ def _about_hashes(kind: str, config: TahoeConfig) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data_prep/tahoe.py --source tahoe/ --output-dir shards/`"""
     config = parse_flags(TahoeConfig, argv, __doc__)
-    with going_on():
+    with going_on(config.output_dir):
         folder, lines = prepare_tahoe(config)
     print("\n".join([summary(folder), *lines]))
