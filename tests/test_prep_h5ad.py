@@ -100,7 +100,7 @@ def test_what_is_kept_for_another_try_is_told(tmp_path):
     (tmp_path / ".s.parts").mkdir()
     with pytest.raises(UserError, match=r"^wrong\nWhat is done .* waits in .*/\.s\.parts"), going_on(tmp_path / "s"):
         raise UserError("wrong")
-    with pytest.raises(UserError, match="^wrong$"), going_on(tmp_path / "other"):
+    with pytest.raises(UserError, match=r"^wrong$"), going_on(tmp_path / "other"):
         raise UserError("wrong")
     with pytest.raises(KeyboardInterrupt, match="the same command goes on"), going_on(tmp_path):
         raise KeyboardInterrupt
