@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from mdsc import __version__
+from mdsc.atomic import as_given
 from mdsc.errors import UserError
 
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_with(command: Callable[[], None]) -> NoReturn:
-    """Run `command` and end the program: exit code 0, or 2 after a UserError, which is printed without a traceback."""
+    """Run `command` and end the program: exit code 0, or 2 after a mistake, which is printed without a traceback."""
     sys.exit(_exit_code(command))
 
 
@@ -61,16 +62,30 @@ def _exit_code(command: Callable[[], None]) -> int:
     try:
         command()
     except UserError as error:
-        # Several processes of one run may say so; each says who it is.
-        rank = int(os.environ.get("RANK", "0"))
-        print(f"error{f' (process {rank})' if rank else ''}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        return _told(str(error))
+    except OSError as error:  # a place that cannot be read or written: no right, no room, no such folder
+        return _told(_what_failed(error))
+    except KeyboardInterrupt as stop:
+        print("; ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr)
         return 130
     except SystemExit as stop:  # tyro's --help and its messages
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _told(message: str) -> int:
+    # Several processes of one run may say so; each says who it is.
+    rank = int(os.environ.get("RANK", "0"))
+    print(f"error{f' (process {rank})' if rank else ''}: {message}", file=sys.stderr)
+    return 2
+
+
+def _what_failed(error: OSError) -> str:
+    reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "this is a file, and no folder"
+    path = f"{error.filename}: " if error.filename is not None else ""
+    return as_given(f"{path}{reason}")
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -1,6 +1,9 @@
 """Raw counts out of AnnData: wherever and however they are stored; anything else is told by file and place."""
 
+from pathlib import Path
+
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -118,8 +121,27 @@ def test_what_is_no_counts_is_told(tmp_path, X, layers, layer, told, on_disk):
 
 def test_a_late_fraction_is_found_while_reading(tmp_path, monkeypatch):
     monkeypatch.setattr(anndata_counts, "SAMPLE_ENTRIES", 100)
-    with pytest.raises(UserError, match=r"X holds values that are no integers \(1 of [\d,]+ that were read, e\.g\. 0"):
+    with pytest.raises(
+        UserError, match=r"X holds values that are no integers \(1 of [\d,]+ that were read, e\.g\. 0"
+    ) as error:
         read_counts(save(make(sp.csr_matrix(ONE_LATE)), tmp_path))
+    assert "Nothing else in the file holds counts" in str(error.value), "not X, which failed"
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("sampled", [100, 10**6])
+def test_the_first_wrong_value_is_named(tmp_path, monkeypatch, kind, on_disk, sampled):
+    monkeypatch.setattr(anndata_counts, "SAMPLE_ENTRIES", sampled)
+    values = COUNTS.astype(float)
+    values[200, 7] = values[201, 2] = 0.5
+    adata = make(kind(values))
+    adata.var_names = [f"G{number}" for number in range(adata.n_vars)]
+    adata.obs_names = [f"c{number}" for number in range(adata.n_obs)]
+    with pytest.raises(UserError, match="no integers") as error:
+        read_counts(save(adata, tmp_path) if on_disk else adata)
+    if not (on_disk and kind is sp.csc_matrix and sampled > 100):
+        assert ", first in cell 'c200', gene 'G7', not raw counts" in str(error.value)
 
 
 def test_raw_that_holds_counts_is_pointed_to():
@@ -147,6 +169,27 @@ def test_empty_and_ambiguous_files_are_told(tmp_path):
     (tmp_path / "cut.h5ad").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"cut\.h5ad is no h5ad file, or damaged"):
         read_counts(tmp_path / "cut.h5ad")
+
+
+@pytest.mark.parametrize("stored", [{"X": [1]}, {"obs": [1], "var": [1]}, {"obs/a": [1], "var/b": [2]}, {}])
+@pytest.mark.parametrize("attrs", [{}, {"encoding-type": "anndata"}])
+def test_hdf5_that_is_no_anndata_is_told(tmp_path, stored, attrs):
+    path = tmp_path / "other.h5ad"
+    with h5py.File(path, "w") as file:
+        file.attrs.update(attrs)
+        for name, values in stored.items():
+            file[name] = values
+    with pytest.raises(UserError, match=r"other\.h5ad (is no h5ad file|has no )"):
+        read_counts(path)
+    with pytest.raises(UserError, match="is a folder: give an h5ad file"):
+        read_counts(tmp_path)
+
+
+def test_a_file_without_the_right_to_read_it_is_told(tmp_path, monkeypatch):
+    path = save(make(sp.csr_matrix(COUNTS)), tmp_path)
+    monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(UserError, match=r"\.h5ad cannot be read: Permission denied"):
+        read_counts(path)
 
 
 @pytest.mark.parametrize(

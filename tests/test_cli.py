@@ -81,6 +81,25 @@ def test_exit_with_maps_outcomes_to_exit_codes(action, code: int):
     assert stop.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [
+        (lambda: Path(__file__, "x").write_text(""), f"error: {__file__}/x: this is a file, and no folder"),
+        (lambda: Path(__file__).mkdir(), f"error: {__file__}: this is a file, and no folder"),
+        (lambda: Path("/none/.a.12.partial.h5ad").touch(), "error: /none/a.h5ad: No such file or directory"),
+        (lambda: fail(OSError("name = '/x/.s.parts/.b.3.partial.h5'\nmore")), "error: name = '/x/s/b.h5'"),
+        (lambda: fail(OSError(28, "No space left on device")), "error: No space left on device"),
+        (lambda: fail(PermissionError(13, "Permission denied", "x/.s.2.unfinished-0ab/y")), "x/s.2/y: Permission"),
+        (lambda: fail(KeyboardInterrupt("it goes on")), "interrupted; it goes on"),
+    ],
+)
+def test_what_the_system_refuses_is_a_message_that_names_the_place(capsys, action, told):
+    with pytest.raises(SystemExit) as stop:
+        exit_with(action)
+    assert stop.value.code in (2, 130)
+    assert told in capsys.readouterr().err
+
+
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         exit_with(lambda: fail(ZeroDivisionError()))

@@ -112,3 +112,8 @@ def test_expressed_draw():
     share = np.bincount(np.concatenate([draw_expressed(6, 2, key(n)) for n in range(3000)]), minlength=6) / 3000
     assert np.abs(share - 1 / 3).max() < 4.5 * np.sqrt(2 / 9 / 3000)
     assert (np.diff(draw_expressed(6, 4, key(1))) > 0).all()
+
+
+def test_negative_seeds_are_seeds_of_their_own():
+    first = [stream(Purpose.GENE_SET, seed, 2, 3).random_raw() for seed in (0, -1, -2, 2**32)]
+    assert len(set(first)) == 4

@@ -9,7 +9,8 @@ from mdsc.prep.held_out import SplitCheck, SplitRule, name_hash
 
 
 def cells(num_cells: int = 4000) -> pd.DataFrame:
-    return pd.DataFrame({"donor": np.resize(["d1", "d2", "d3"], num_cells)}, index=[f"c{i}" for i in range(num_cells)])
+    obs = {"donor": np.resize(["d1", "d2", "d3"], num_cells), "line": np.resize(["y", "y", "x"], num_cells)}
+    return pd.DataFrame(obs, index=[f"c{i}" for i in range(num_cells)])
 
 
 def test_a_share_is_chosen_by_name_alone():
@@ -27,10 +28,10 @@ def test_a_share_is_chosen_by_name_alone():
 
 def test_values_of_a_column_are_held_out():
     obs = cells(6)
-    splits = SplitRule(by=("donor", "d3", "d1")).splits(obs)
+    splits = SplitRule(by=(("donor", "d3", "d1"),)).splits(obs)
     assert splits.tolist() == ["heldout", "train", "heldout"] * 2
     obs.loc["c0", "donor"] = None
-    assert SplitRule(by=("donor", "d1")).splits(obs).tolist() == [
+    assert SplitRule(by=(("donor", "d1"),)).splits(obs).tolist() == [
         "train",
         "train",
         "train",
@@ -40,6 +41,13 @@ def test_values_of_a_column_are_held_out():
     ]
 
 
+def test_what_is_held_out_adds_up():
+    obs = cells(300)
+    share = SplitRule(fraction=0.2).splits(obs) == "heldout"
+    rule = SplitRule(fraction=0.2, by=(("donor", "d1"), ("line", "x")))
+    assert ((rule.splits(obs) == "heldout") == share | (obs["donor"] != "d2").to_numpy()).all()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -47,8 +55,9 @@ def test_values_of_a_column_are_held_out():
         ({"fraction": 1.0}, "--heldout-fraction 1.0 is no share"),
         ({"fraction": float("nan")}, "is no share"),
         ({"fraction": 0.1, "column": "split"}, "--split-column and --heldout-fraction both"),
-        ({"fraction": 0.1, "by": ("donor", "d1")}, "--heldout-fraction and --heldout-by both"),
-        ({"by": ("donor",)}, "--heldout-by donor lacks values"),
+        ({"column": "split", "by": (("donor", "d1"),)}, "--split-column and --heldout-by both"),
+        ({"by": (("donor",),)}, "--heldout-by donor lacks values"),
+        ({"by": ((),)}, "--heldout-by lacks values"),
     ],
 )
 def test_wrong_flags(options, words):
@@ -59,8 +68,12 @@ def test_wrong_flags(options, words):
 @pytest.mark.parametrize(
     ("by", "words"),
     [
-        (("donor", "d9"), r"no cell has 'd9' in column 'donor' \(--heldout-by\): it has 'd1', 'd2', 'd3'"),
-        (("donor", "d1", "d2", "d3"), "holds out every cell"),
+        (
+            (("donor", "d1"), ("donor", "d9")),
+            r"no cell has 'd9' in column 'donor' .*: it has 'd1', 'd2', 'd3'",
+        ),
+        ((("donor", "d1", "d2", "d3"),), "--heldout-by donor holds out every cell"),
+        ((("donor", "d1", "d2"), ("line", "x")), "--heldout-by donor, line holds out every cell"),
     ],
 )
 def test_wrong_values(by, words):

@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # Package or module -> what of mdsc it may import, beside itself. `mdsc` alone (its version, its place) is open to all.
 MAY_IMPORT = {
     "errors": "",
-    "atomic": "",
+    "atomic": "errors",
     "progress": "",
     "auto_classes": "",
-    "cli": "errors",
+    "cli": "errors atomic",
     "hub": "errors",
     "config": "errors",
     "data": "errors atomic config",

@@ -31,7 +31,7 @@ def test_a_file_with_symbols_alone_joins_by_either_symbol_wherever_it_stands():
     last, first = join_genes([*by_id, plain]), join_genes([plain, *by_id])
     assert last.places[2].tolist() == [0, 1, 2]
     assert set(names(last)) == set(names(first)) == {("OLD", E1), ("B", E2), ("D", "")}
-    assert "1 are joined by symbol" in last.report[0]
+    assert "0 are joined by Ensembl id, and 3 by symbol" in last.report[0]
 
 
 def test_ids_alone_take_their_symbols_from_other_files():

@@ -203,6 +203,7 @@ def test_mistakes_are_told(folders, mixture, tmp_path, capsys):
         ([a, a, *out], "given twice"),
         ([a, b, "--weights", "1", *out], "--weights"),
         ([a, b, "--weights", "1", "0", *out], "--weights"),
+        ([a, b, "--weights", "1e300", "1e-300", *out], "the smallest share is below 0.0001"),
         ([a, str(mixture.path), *out], "is a mixture itself"),
         ([a, str(tmp_path / "none"), *out], "no folder"),
         ([a, b, "--output-dir", a], "holds other files"),
@@ -210,8 +211,14 @@ def test_mistakes_are_told(folders, mixture, tmp_path, capsys):
         assert main(["prepare", "mixture", *arguments]) == 2
         assert told in capsys.readouterr().err
         assert not (tmp_path / "other").exists()
-    assert main(["verify", str(mixture.path)]) == 2
-    assert "verify the folders it is made of" in capsys.readouterr().err
+    (mixture.path / "notes.txt").write_text("mine")
+    assert main(["prepare", "mixture", a, b, "--output-dir", str(mixture.path)]) == 2
+    assert "no part of it: notes.txt" in capsys.readouterr().err
+    (mixture.path / "notes.txt").unlink()
+    assert main(["verify", str(mixture.path)]) == 0
+    told = capsys.readouterr().out
+    assert all(f"{folder.path} is fine" in told for folder in folders)
+    assert "fits the folders that it is made of" in told
     assert main(["prepare", "mixture", a, b, *out]) == 0
     assert "300 training cells" in capsys.readouterr().out
 

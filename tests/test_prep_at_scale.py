@@ -145,7 +145,7 @@ def test_held_out_cells_stay_when_files_are_added(files, tmp_path):
 
 
 def test_a_donor_is_held_out(files, tmp_path):
-    folder = prepare_h5ad(config(files, tmp_path / "s", heldout_fraction=None, heldout_by=("donor", "d1")))
+    folder = prepare_h5ad(config(files, tmp_path / "s", heldout_fraction=None, heldout_by=(("donor", "d1"),)))
     assert folder.num_cells("heldout") == NUM_CELLS[1]
     assert all(name.startswith("f1:") for name in folder.to_anndata("heldout").obs_names)
 

@@ -1,6 +1,7 @@
 """AnnData files to shards."""
 
 import json
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import scipy.sparse as sp
 from shared_data import shared_file
 
+from mdsc.atomic import alone, replacing
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.prep.demo import counts_of_logs, embedded_cells
 from mdsc.prep.demo import main as demo_main
+from mdsc.prep.file_work import going_on
 from mdsc.prep.h5ad import H5adConfig, main, prepare_h5ad
 
 
@@ -58,6 +61,63 @@ def test_several_files_are_joined_by_gene(tmp_path):
     assert joined[:5, "D"].X.nnz == joined[5:, "B"].X.nnz == 0
 
 
+def test_flags_that_are_given_twice_add_up(tmp_path):
+    make(tmp_path / "a.h5ad", ["A", "B"], line=["x", "y", "z"] * 10)
+    flags = "--condition-columns drug --condition-columns line drug --heldout-by drug a --heldout-by line z"
+    main([str(tmp_path / "a.h5ad"), "--output-dir", str(tmp_path / "s"), *flags.split()])
+    folder = ShardFolder.open(tmp_path / "s")
+    assert folder.manifest.conditions == {"drug": ("b",), "line": ("x", "y")}
+
+
+def test_files_that_are_called_alike_have_cells_of_other_names(tmp_path, capsys):
+    for place, genes in (("p1", ["A", "B"]), ("p2", ["B", "C"])):
+        (tmp_path / place).mkdir()
+        make(tmp_path / place / "cells.h5ad", genes, 20, donor=[None, "d"] * 10, number=[str(n) for n in range(20)])
+    first, second = (tmp_path / place / "cells.h5ad" for place in ("p1", "p2"))
+    out = ["--output-dir", str(tmp_path / "s")]
+    main([str(first), str(second), *out, "--condition-columns", "donor", "number", "drug"])
+    told = capsys.readouterr().out
+    names = ShardFolder.open(tmp_path / "s").to_anndata().obs_names
+    assert names[[0, 20]].tolist() == ["p1/cells:c0", "p2/cells:c0"]
+    assert "cells are called FILE:NAME (p1/cells:..., p2/cells:...)" in told
+    assert "genes that a file lacks are zeros of its cells, at most 1 of 3 (in " in told
+    assert "note: 20 of 40 cells have no value of donor: it is unknown" in told
+    assert "warning" not in told
+    main([str(first), *out, "--condition-columns", "number", "drug"])
+    assert "warning: number has 20 values for 20 cells" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"cells\.h5ad is given twice"):
+        main([str(first), str(tmp_path / "p2/../p1/cells.h5ad"), *out])
+    with pytest.raises(UserError, match="--cells-per-shard is 0"):
+        main([str(first), *out, "--cells-per-shard", "0"])
+    adata = anndata.read_h5ad(first)
+    adata.obs_names = ["c0", *adata.obs_names[:-1]]
+    adata.write_h5ad(first)
+    main([str(first), *out])
+    assert "cells.h5ad: 1 cells have a name that another cell" in capsys.readouterr().out
+
+
+def test_what_is_kept_for_another_try_is_told(tmp_path):
+    (tmp_path / ".s.parts").mkdir()
+    with pytest.raises(UserError, match=r"^wrong\nWhat is done .* waits in .*/\.s\.parts"), going_on(tmp_path / "s"):
+        raise UserError("wrong")
+    with pytest.raises(UserError, match=r"^wrong$"), going_on(tmp_path / "other"):
+        raise UserError("wrong")
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"), going_on(tmp_path):
+        raise KeyboardInterrupt
+
+
+def test_one_command_at_a_time_writes_a_folder(tmp_path, monkeypatch):
+    make(tmp_path / "a.h5ad", ["A", "B"])
+    config = H5adConfig(inputs=(tmp_path / "a.h5ad",), output_dir=tmp_path / "s")
+    with alone(tmp_path / "s"), pytest.raises(UserError, match="s is being written by another command: wait"):
+        prepare_h5ad(config)
+    prepare_h5ad(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5ad", "s"]
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=f"'{tmp_path}/x.h5ad'"), replacing(tmp_path / "x.h5ad"):
+        pass
+
+
 def test_wrong_input_is_told_and_nothing_is_written(tmp_path):
     make(tmp_path / "a.h5ad", ["A", "B"])
     make(tmp_path / "b.h5ad", ["ENSG00000198851", "ENSG00000156738"])
@@ -84,6 +144,30 @@ def test_wrong_input_is_told_and_nothing_is_written(tmp_path):
     assert "no h5ad file is given" in told()
     with pytest.raises(UserError, match="holds other files"):
         prepare_h5ad(H5adConfig(inputs=(tmp_path / "a.h5ad",), output_dir=tmp_path))
+
+
+def test_what_else_a_folder_of_shards_holds_is_never_lost(tmp_path):
+    make(tmp_path / "a.h5ad", ["A", "B"])
+    out = tmp_path / "s"
+    config = H5adConfig(inputs=(tmp_path / "a.h5ad",), output_dir=out)
+    prepare_h5ad(config)
+    (out / "cache").mkdir()
+    (out / "cache/total").write_text("0")
+    prepare_h5ad(replace(config, cells_per_shard=10))
+    assert sorted(path.name for path in out.iterdir()) == [
+        "genes.parquet", "manifest.json", *(f"train-0000{number}.parquet" for number in range(3))
+    ]  # fmt: skip
+    prepare_h5ad(config)  # the shards of before are gone
+    (out / "run").mkdir()
+    (out / "run/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"no part of it: run/notes\.txt\.\nMove them"):
+        prepare_h5ad(config)
+    (tmp_path / "a.h5ad").rename(out / "a.h5ad")
+    with pytest.raises(UserError, match=r"s/a\.h5ad lies in --output-dir"):
+        prepare_h5ad(replace(config, inputs=(out / "a.h5ad",)))
+    assert (out / "run/notes.txt").read_text() == "mine"
+    with pytest.raises(UserError, match=r"a\.h5ad is a file; .*/a\.h5ad/x cannot be below it"):
+        prepare_h5ad(replace(config, output_dir=out / "a.h5ad/x"))
 
 
 @pytest.mark.parametrize(

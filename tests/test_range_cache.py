@@ -116,3 +116,10 @@ def test_ranges_of_a_url(tmp_path):
         read_range(RemoteFile(url, 300), 195, 205)
     with pytest.raises(OSError, match="gone"):
         read_range(RemoteFile((tmp_path / "gone").as_uri(), 300), 0, 5)
+
+
+def test_all_that_lacks_of_a_file_is_told(tmp_path):
+    (tmp_path / "half").write_bytes(bytes(500))
+    for start, stop in ((992, 1000), (400, 1000)):
+        with pytest.raises(DamagedFile, match="truncated: 500 bytes are missing"):
+            read_range(tmp_path / "half", start, stop)

@@ -176,6 +176,7 @@ def test_missing_folders_manifests_and_shards_are_told(folder, tmp_path):
         pytest.param("", id="empty"),
         pytest.param("[]", id="no-object"),
         pytest.param("{}", id="no-keys"),
+        pytest.param("null", id="null"),
         pytest.param('{"format": "mdsc-shards", "version": 3, "shards": [{}]}', id="bare-shard"),
         pytest.param('{"format": "mdsc-shards", "version": 99, "shards": []}', id="newer"),
     ],
@@ -184,6 +185,18 @@ def test_damaged_manifests_are_told(folder, text):
     (folder.path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):
         ShardFolder.open(folder.path)
+
+
+@pytest.mark.parametrize("place", ["", "shards"])
+def test_an_unknown_entry_of_a_manifest_is_named(folder, place):
+    path = folder.path / "manifest.json"
+    stored = json.loads(path.read_text())
+    (stored[place][0] if place else stored)["colour"] = "red"
+    path.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(wrong entry: 'colour'\)"):
+        ShardFolder.open(folder.path)
+    with pytest.raises(UserError, match=r"manifest\.json is a file: give a folder of shards"):
+        ShardFolder.open(path)
 
 
 def test_a_flipped_bit_of_a_manifest_is_told_or_means_nothing(folder):

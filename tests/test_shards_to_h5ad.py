@@ -140,6 +140,7 @@ def test_the_first_cells(shards, tmp_path, max_cells):
         ({"where": ("drug=c",)}, r"no cell has drug=c \(--where\): drug is '', 'DMSO_TF', 'a', 'b'"),
         ({"where": ("drug",)}, "write it as COLUMN=VALUE"),
         ({"split": "heldout"}, "no cells of split 'heldout': it has"),
+        ({"output": Path("x.txt")}, r"--output x\.txt: give a name that ends with \.h5ad"),
         ({"max_cells": 0}, "--max-cells is 0"),
         ({"output": Path()}, r"is a folder \(--output\)"),
         ({"input": Path("nowhere")}, "there is no folder nowhere"),

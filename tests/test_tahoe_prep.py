@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +287,9 @@ def test_a_file_that_was_cut_off_is_told(tmp_path):
         ({"condition_columns": ("drugs",)}, "--condition-columns: Tahoe has no drugs; it has drug, plate"),
         ({"heldout_fraction": 1.0}, r"--heldout-fraction 1\.0"),
         ({"heldout_by": (("drug",),)}, "--heldout-by drug: give one or more values"),
+        ({"heldout_by": ((),)}, "--heldout-by: give a column and one or more values"),
+        ({"metadata": Path("nowhere")}, "--metadata nowhere is no folder"),
+        ({"metadata": Path(__file__).parent}, "--metadata .* has no tables"),
         ({"heldout_by": (("donor", "A"),)}, "--heldout-by donor: cells can be held out by plate, drug"),
         ({"heldout_by": (("drug", "Erdafitinob"),)}, "no drug 'Erdafitinob'; near: Erdafitinib"),
         ({"heldout_by": (("dose", "0.05"),)}, "no dose '0.05'; near: 0.05 uM"),
@@ -305,6 +309,26 @@ def test_mistakes_are_told(source, tmp_path, options, told):
     with pytest.raises(UserError, match=told):
         prepared(place, tmp_path / "s", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize("by", [("plate", "plate3", "plate1"), ("dose", "7 uM"), ("cell_line", "PC-3", "A549")])
+def test_a_value_that_holds_out_no_cell_is_told(tmp_path, by):
+    source = small_tahoe(tmp_path / "t")
+    tables = SideTables.made_up()
+    tables.sample.loc[len(tables.sample)] = ["smp_9", "plate3", "DMSO_TF", "[('DMSO_TF', 7.0, 'uM')]"]
+    tables.cell_line.loc[len(tables.cell_line)] = ["PC-3", "CVCL_9"]
+    tables.save(source / "metadata")
+    config = TahoeConfig(
+        source=str(source), output_dir=tmp_path / "s", num_workers=1, heldout_by=(by,), condition_columns=()
+    )
+    told = f"no cell of the files that were read has {by[0]} {by[1]} (--heldout-by)"
+    with pytest.raises(UserError) as error:
+        prepare_tahoe(config)
+    assert told in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+    folder, lines = prepare_tahoe(replace(config, max_shards=2))
+    assert f"note: {told}: nothing is held out by that" in lines
+    assert ("heldout" in folder.splits) == (len(by) > 2)
 
 
 def test_side_tables_may_lie_elsewhere_and_are_missed(tmp_path):

@@ -119,6 +119,8 @@ def test_embedded_cells_are_prepared_where_they_are_missing(tmp_path: Path, monk
     ("arguments", "words"),
     [
         pytest.param(["--data.dir", "nowhere"], "nowhere", id="no-shards"),
+        pytest.param(["--data.dir", "x", "--output-dir", "x/y/.."], "is the folder of shards", id="run-among-shards"),
+        pytest.param(["--output-dir", __file__], "is a file; give a folder", id="run-is-a-file"),
         pytest.param(["--train.global-batch-size", "6"], "--data.num-lanes", id="lanes"),
         pytest.param(["--train.batch-size", "5"], "--train.batch-size 5", id="accumulation"),
         pytest.param(["--train.log-every", "0"], "--train.log-every is 0; give 1 or more", id="never"),

@@ -56,8 +56,18 @@ def test_match_to_a_vocabulary(path, tmp_path):
     assert "2 of the file's 6 genes are known to the model, by var_names: 40% of its 5" in text
     GeneVocabulary.of(["P", "Q"]).save(tmp_path)
     assert "no gene in common" in found(path, layer="counts", checkpoint_genes=tmp_path)["usable?"][1]
-    with pytest.raises(UserError, match=r"genes\.parquet is missing"):
+    with pytest.raises(UserError, match=r"--checkpoint-genes .*none: there is no folder of that name"):
         found(path, checkpoint_genes=tmp_path / "none")
+
+
+def test_columns_for_one_gene_may_be_added_up(path):
+    twice = anndata.read_h5ad(path)
+    twice.var_names = list("ABCDEA")
+    twice.write_h5ad(path)
+    state, text = found(path, layer="counts")["genes"]
+    assert state == "fault"
+    assert "several columns for the same gene: A" in text
+    assert "--duplicate-genes sum" in text
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import tyro
 
 import mdsc
+from mdsc.config.flags import parse_flags
 from mdsc.config.schema import DataConfig, ModelConfig, OptimConfig, TokenizerConfig, TrainConfig, ValidationConfig
 from mdsc.config.shipped import shipped_config
 from mdsc.config.yaml_flags import dump, parse
@@ -50,6 +52,31 @@ def test_flags_override_the_file(tmp_path: Path):
     assert config.validation.mask_ratios == (0.5,)
     assert config.tracking.wandb
     assert not parse_text(tmp_path, text, "--tracking.no-wandb").tracking.wandb
+
+
+def test_a_list_that_is_given_twice_adds_up(tmp_path: Path):
+    flags = ["--validation.mask-ratios", "0.5", "--seed", "3", "--validation.mask_ratios=0.7"]
+    config = parse_text(tmp_path, "validation: {mask_ratios: [0.1]}", *flags, "--data.condition-columns", "a", "b")
+    assert (config.validation.mask_ratios, config.seed) == ((0.5, 0.7), 3)
+    assert config.data.condition_columns == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--names", "a", "b", "--out", "o", "--names", "c", "--by", "x", "1", "--by", "y", "2", "in"],
+        ["in", "--names=a", "--by", "x", "1", "--names", "b", "c", "--out=o", "--by", "y", "2", "in"],
+    ],
+)
+def test_lists_of_a_command_add_up(argv):
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        names: tuple[str, ...] = ()
+        by: typing.Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+        out: str
+
+    config = parse_flags(Options, argv[1:] if argv[0] == "in" else argv, None)
+    assert config == Options(names=("a", "b", "c"), by=(("x", "1"), ("y", "2", "in")), out="o")
 
 
 def test_default_file_is_read_only_without_config(tmp_path: Path):

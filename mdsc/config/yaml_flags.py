@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from mdsc.config.flags import join_lists
 from mdsc.errors import UserError
 
 Config = TypeVar("Config")
@@ -46,6 +47,7 @@ def parse(
     import tyro  # where it is used: sampling needs this module, but no parser
 
     path, flags = _take_config_flag(argv)
+    flags = join_lists(config_class, flags)  # of the flags alone: they override a list of the file
     path = path or default_yaml
     settings = [] if path is None else list(_read_yaml(Path(path), config_class))
     arguments = [argument for setting in settings for argument in setting.arguments()] + flags

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mdsc.data.count_faults import described, fault_of, is_wrong, where_counts_are
 from mdsc.data.genes import refuse_duplicates
+from mdsc.data.row_group_checks import first_line
 from mdsc.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,11 +53,11 @@ class CountSource:
     obs_columns: tuple[str, ...]
     """Names of all columns that the file has."""
     elsewhere: str
-    """What to tell a user if these are no counts."""
+    """What to tell a user if these are no counts: where there are some."""
 
     def chunks(self, rows: int = CHUNK_ROWS) -> Iterator["sp.csr_matrix"]:
         """All cells in order, `rows` at a time, as int32 CSR without stored zeros."""
-        blocks = _row_blocks(self.matrix, rows)
+        blocks, start = _row_blocks(self.matrix, rows), 0
         while True:
             try:
                 block = next(blocks, None)
@@ -63,8 +65,9 @@ class CountSource:
                 raise _damaged(self.name, error) from error
             if block is None:
                 return
-            if fault := _fault(block.data):
-                raise self.no_counts(fault)
+            if fault := fault_of(block.data):
+                raise self.no_counts(fault, self._first_wrong(block, start))
+            start += block.shape[0]
             yield _as_int32(block)
 
     def read(self) -> CellCounts:
@@ -73,8 +76,26 @@ class CountSource:
         counts = sp.vstack(list(self.chunks()), format="csr")
         return CellCounts(counts, self.obs, self.var)
 
-    def no_counts(self, fault: str) -> UserError:
-        return UserError(f"{self.name}: {_described(self.location)} holds {fault}, not raw counts.\n{self.elsewhere}")
+    def no_counts(self, fault: str, where: str = "") -> UserError:
+        place = described(self.location)
+        return UserError(f"{self.name}: {place} holds {fault}{where}, not raw counts.\n{self.elsewhere}")
+
+    def _first_wrong(self, block: "sp.csr_matrix", start: int) -> str:
+        """The cell and gene of the first wrong value of a block of cells, of which `start` come before."""
+        first = int(np.argmax(is_wrong(block.data)))
+        cell = start + int(np.searchsorted(block.indptr, first, side="right")) - 1
+        return f", first in cell {self.obs.index[cell]!r}, gene {self.var.index[block.indices[first]]!r}"
+
+    def where_wrong(self) -> str:
+        """The same of all cells; "" where it would take a pass over a file of columns."""
+        if getattr(self.matrix, "attrs", {}).get("encoding-type") == "csc_matrix":
+            return ""
+        start = 0
+        for block in _row_blocks(self.matrix, CHUNK_ROWS):
+            if block.data.dtype.kind in "if" and is_wrong(block.data).any():
+                return self._first_wrong(block, start)
+            start += block.shape[0]
+        return ""
 
 
 def read_counts(source: "AnnData | str | Path", layer: str | None = None, name: str = "the AnnData") -> CellCounts:
@@ -104,18 +125,16 @@ def open_counts(
         name, matrices, obs, vars_, all_columns = stack.enter_context(_opened(source, name, obs_columns))
         location = layer or "X"
         if location not in matrices:
-            raise UserError(
-                f"{name} has no {_described(location)} (--layer): it has {', '.join(matrices) or 'nothing'}"
-            )
+            raise UserError(f"{name} has no {described(location)} (--layer): it has {', '.join(matrices) or 'nothing'}")
         var, matrix = vars_[location], matrices[location]
         if 0 in (len(obs), len(var)):
             raise UserError(f"{name} has no cells or no genes ({len(obs)} cells x {len(var)} genes)")
         if unique_genes:
             refuse_duplicates(var.index.astype(str).tolist(), name)
         faults = _faults(matrices, name)
-        opened = CountSource(name, location, matrix, obs, var, all_columns, _where_counts_are(faults))
+        opened = CountSource(name, location, matrix, obs, var, all_columns, where_counts_are(faults, location))
         if fault := faults[location]:
-            raise opened.no_counts(fault)
+            raise opened.no_counts(fault, opened.where_wrong())
         yield opened
 
 
@@ -127,13 +146,13 @@ def find_counts(source: "AnnData | str | Path") -> dict[str, str]:
 
 def _faults(matrices: dict, name: str) -> dict[str, str]:
     try:
-        return {place: _fault(_sample(values)) for place, values in matrices.items()}
-    except OSError as error:
+        return {place: fault_of(_sample(values)) for place, values in matrices.items()}
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise _damaged(name, error) from error
 
 
-def _damaged(name: str, error: OSError) -> UserError:
-    return UserError(f"{name} is damaged ({str(error).splitlines()[0]}): copy it again")
+def _damaged(name: str, error: Exception) -> UserError:
+    return UserError(f"{name} is damaged ({first_line(error)}): copy it again")
 
 
 @contextmanager
@@ -150,14 +169,20 @@ def _opened(
 
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"{path} is a folder: give an h5ad file" if path.is_dir() else f"there is no file {path}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     with ExitStack() as stack:
         try:
             file = stack.enter_context(h5py.File(path, "r"))
             is_old = "encoding-type" not in file.attrs  # written by an anndata of before 2021
             contents = _of_memory(anndata.read_h5ad(path), columns) if is_old else _of_file(file, columns)
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"{path} is no h5ad file, or damaged ({str(error).splitlines()[0]})") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # anndata's readers have kinds of their own
+            raise UserError(f"{path} is no h5ad file, or damaged ({first_line(error)})") from error
         yield str(path), *contents
 
 
@@ -187,43 +212,6 @@ def _of_memory(adata: "AnnData", columns: Sequence[str] | None) -> tuple[dict, "
     all_columns = tuple(map(str, adata.obs.columns))
     obs = adata.obs if columns is None else adata.obs[[name for name in columns if name in all_columns]]
     return matrices, obs, vars_, all_columns
-
-
-def _described(location: str) -> str:
-    return location if location in ("X", "raw") else f"layer {location!r}"
-
-
-def _where_counts_are(faults: dict[str, str]) -> str:
-    good = [place for place, fault in faults.items() if not fault]
-    if not good:
-        return "Nothing else in the file holds counts either: put the raw counts (before any normalisation) in X."
-    where = " and ".join(map(_described, good))
-    return f"Counts are in {where}: give --layer {good[0]}."
-
-
-def _fault(values: np.ndarray) -> str:
-    """What keeps `values` from being counts, with examples; "" if nothing does."""
-    if values.dtype.kind in "bu" or len(values) == 0:
-        return ""
-    if values.dtype.kind not in "if":
-        return f"values of type {values.dtype}"
-    if not np.isfinite(values).all():
-        return f"NaN or infinite values ({_share(~np.isfinite(values))})"
-    if values.min() < 0:
-        return f"negative values ({_share(values < 0)}, e.g. {values.min():.4g})"
-    if values.max() > np.iinfo(np.int32).max:
-        return f"values beyond the range of counts (e.g. {values.max():.4g})"
-    if values.dtype.kind == "f":
-        broken = values[values != np.rint(values)]
-        if len(broken):
-            examples = ", ".join(f"{value:.4g}" for value in broken[:2])
-            return f"values that are no integers ({_share(values != np.rint(values))}, e.g. {examples})"
-    return ""
-
-
-def _share(is_wrong: np.ndarray) -> str:
-    """One wrong value is another mistake than all of them."""
-    return f"{int(is_wrong.sum()):,} of {len(is_wrong):,} that were read"
 
 
 def _sample(matrix) -> np.ndarray:

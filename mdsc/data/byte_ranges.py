@@ -1,5 +1,6 @@
 """Bytes of a file that is here, or that is elsewhere and is read by ranges (fsspec: hf://, s3://, ...)."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def read_range(file: Location, start: int, stop: int, *, keep_if: Callable[[byte
         while missing:
             part = opened.read(missing)
             if not part:
-                raise DamagedFile(_truncated(missing))
+                raise DamagedFile(_truncated(stop - min(os.fstat(opened.fileno()).st_size, stop - missing)))
             parts.append(part)
             missing -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -43,7 +43,8 @@ def choose_cells(
     chosen = _matching(folder, refs, where) if where else [_all_rows(name, ref) for name, ref in refs]
     total = sum(len(found.rows) for found in chosen)
     if not total:
-        raise UserError(f"{folder.path} has no cell that has all of this together (--where)")
+        what = "no cell that has all of this together (--where)" if where else "no cells"
+        raise UserError(f"{folder.path} has {what}")
     if max_cells is None or total <= max_cells:
         return [found for found in chosen if len(found.rows)]
     before = np.cumsum([0] + [len(found.rows) for found in chosen])

@@ -35,7 +35,10 @@ def stream(purpose: Purpose, seed: int, *address: int) -> np.random.Philox:
     """The stream of `purpose` under `seed` at an address of up to three integers (each taken modulo 2^64)."""
     assert len(address) <= 3, "a Philox counter has room for three words beside the running one"
     counter = [0, *(word & _WORD for word in address), 0, 0, 0][:4]
-    return np.random.Philox(key=[seed & _WORD, int(purpose)], counter=counter)
+    # numpy reads a list with a word of 2^63 or more by way of float64, and hashes of row groups are rounded so, which
+    # stays. A negative seed would overflow there, and be 0.
+    key = [seed & _WORD, int(purpose)]
+    return np.random.Philox(key=np.array(key, dtype=np.uint64) if seed < 0 else key, counter=counter)
 
 
 def uniforms(source: np.random.Philox, size: int) -> Float64[np.ndarray, " size"]:

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -96,11 +96,14 @@ def load_manifest(folder: Path) -> Manifest:
     """The manifest of a shard folder; `UserError` where the folder or the manifest is missing, not ours or damaged."""
     path = folder / FILE_NAME
     if not os.path.isdir(folder):  # false for names that cannot be, where Path raises
+        if os.path.isfile(folder):
+            raise UserError(f"{folder} is a file: give a folder of shards")
         raise UserError(f"there is no folder {folder}: make shards with data_prep/h5ad.py (or data_prep/demo.py)")
     if not path.is_file():
         raise UserError(f"{folder} is no folder of shards (it has no {FILE_NAME}): make one with data_prep/h5ad.py")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
+        _require(isinstance(stored, dict), "content", stored)
         if (stored.pop("format"), stored.pop("version")) != (FORMAT, VERSION):
             raise UserError(f"{path} is of another format or version than {FORMAT} {VERSION}: prepare the data again")
         digest = stored.pop("digest", None)  # of none that was written by hand
@@ -118,11 +121,22 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def _manifest_of(stored: dict[str, Any]) -> Manifest:
-    shards = tuple(Shard(**{name: _frozen(value) for name, value in shard.items()}) for shard in stored["shards"])
+    shards = tuple(
+        Shard(**_known({name: _frozen(value) for name, value in shard.items()}, Shard)) for shard in stored["shards"]
+    )
     conditions = {name: _frozen(levels) for name, levels in stored["conditions"].items()}
-    lookups = {name: Lookup(**lookup) for name, lookup in stored["lookups"].items()}
+    lookups = {name: Lookup(**_known(lookup, Lookup)) for name, lookup in stored["lookups"].items()}
     sources = _frozen(stored["sources"])
-    return Manifest(**stored | {"shards": shards, "conditions": conditions, "lookups": lookups, "sources": sources})
+    return Manifest(
+        **_known(stored, Manifest)
+        | {"shards": shards, "conditions": conditions, "lookups": lookups, "sources": sources}
+    )
+
+
+def _known(stored: dict[str, Any], kind: type) -> dict[str, Any]:
+    names = {entry.name for entry in fields(kind)}
+    _require(stored.keys() <= names, "entry", ", ".join(stored.keys() - names))
+    return stored
 
 
 def _frozen(value: Any) -> Any:

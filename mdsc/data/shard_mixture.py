@@ -46,7 +46,7 @@ class ShardMixture(ShardFolder):
     def open(cls, path: str | Path, **options: Any) -> "ShardMixture":
         """Read `mixture.json` and open its folders; options are those of `ShardFolder.open`."""
         path = Path(path)
-        stored = _read(path / FILE_NAME)
+        stored = read_mixture(path / FILE_NAME)
         members = []
         for one in stored["members"]:
             member = ShardFolder.open(path / one["path"], **options)
@@ -140,7 +140,7 @@ def _joined_manifest(names: Sequence[str], members: Sequence[ShardFolder]) -> Ma
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mixture(path: Path) -> dict[str, Any]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if (stored["format"], stored["version"]) != (FORMAT, VERSION):

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from mdsc.atomic import replacing
 from mdsc.data.genes import GeneStatistics, GeneVocabulary
-from mdsc.data.manifest import Manifest, Shard, is_shard_folder
+from mdsc.data.manifest import Manifest, Shard
+from mdsc.data.output_folders import check_output
 from mdsc.data.shard_file import hash_parts
 from mdsc.errors import UserError
 
@@ -161,13 +162,3 @@ class _SplitWriter:
         size = path.stat().st_size
         self.shards.append(Shard(file=path.name, split=self._split, bytes=size, row_groups=groups, hashes=hashes))
         self._file, self._row_groups = None, []
-
-
-def check_output(folder: str | Path) -> Path:
-    """The folder, if shards may be written there: it is new, empty or holds shards, which are replaced."""
-    folder = Path(folder)
-    if folder.is_file():
-        raise UserError(f"{folder} is a file; give a folder for the shards")
-    if folder.is_dir() and any(folder.iterdir()) and not is_shard_folder(folder):
-        raise UserError(f"{folder} holds other files, which would be lost: give a new folder for the shards")
-    return folder

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 
 from mdsc import __version__
 from mdsc.atomic import replacing
@@ -21,6 +20,7 @@ from mdsc.checkpoint import (
     newest_run,
     weights_digest,
 )
+from mdsc.config.flags import parse_flags
 from mdsc.config.schema import TrainConfig
 from mdsc.data.shard_mixture import open_shards
 from mdsc.errors import UserError
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         return
     if argv[0] != "inpaint":
         raise UserError(f"there is no `evaluate {argv[0]}`; there is `evaluate inpaint`.")
-    inpaint(tyro.cli(InpaintConfig, args=argv[1:], prog="mdsc evaluate inpaint", description=__doc__))
+    inpaint(parse_flags(InpaintConfig, argv[1:], __doc__, prog="mdsc evaluate inpaint"))
 
 
 def inpaint(config: InpaintConfig) -> dict:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import tyro
 
 from mdsc.atomic import replacing
+from mdsc.config.flags import parse_flags
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.prep.h5ad import H5adConfig, prepare_h5ad, summary
@@ -91,7 +91,7 @@ def counts_of_logs(logs: "sp.csr_matrix", decimals: int = 3) -> "sp.csr_matrix":
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data_prep/demo.py`"""
-    config = tyro.cli(DemoConfig, args=argv, description=__doc__)
+    config = parse_flags(DemoConfig, argv, __doc__)
     folder = prepare_demo(config)
     print(f"{config.output_dir / 'pbmc700.h5ad'}: 700 PBMCs of scanpy.datasets, counts recovered from their logarithms")
     print(summary(folder))

@@ -85,7 +85,7 @@ class SplitCells:
 
 def write_part(part: FilePart) -> Iterator[int]:
     """Write the file, and tell after each chunk how many cells it had. Memory holds some thousand cells."""
-    columns = (*part.condition_columns, *part.rule.columns.values())
+    columns = (*part.condition_columns, *part.rule.columns)
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
         open_counts(part.source, part.layer, obs_columns=columns, unique_genes=False) as source,

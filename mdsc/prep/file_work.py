@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mdsc.atomic import replacing
+from mdsc.errors import UserError
 
 
 def on_files(
@@ -52,6 +54,23 @@ def _results(
             yield name_of[future], future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def going_on(output: Path) -> Iterator[None]:
+    """For commands that keep what is done of files beside their output: they tell so when they are ended early."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on from here") from None
+    except UserError as error:
+        output = output.absolute()
+        names = (f".{output.name}.parts", f".{output.name}.unfinished-*")
+        kept = [str(path) for name in names for path in output.parent.glob(name)]
+        if kept:
+            rest = f"What is done of other files waits in {', '.join(kept)} (without a next try, remove that)"
+            raise UserError(f"{error}\n{rest}") from error
+        raise
 
 
 class DoneFiles:

@@ -8,28 +8,34 @@ interruption. A call that finds parts of files it is to read goes on from them.
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tyro
 
-from mdsc.atomic import replacing
+from mdsc.atomic import alone, replacing
+from mdsc.config.flags import parse_flags
 from mdsc.data.anndata_counts import open_counts
 from mdsc.data.genes import GeneVocabulary, gene_identifiers
-from mdsc.data.shard_writer import CELLS_PER_SHARD, ShardWriter, check_output
+from mdsc.data.output_folders import check_output
+from mdsc.data.shard_writer import CELLS_PER_SHARD, ShardWriter
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.prep.file_parts import FilePart, PartReaders, read_part
+from mdsc.prep.file_work import going_on
 from mdsc.prep.held_out import SplitCheck, SplitRule, check_columns
 from mdsc.prep.joined_genes import FileGenes, join_genes, load_vocabulary
+from mdsc.prep.obs_report import ObsReport, prefixes
 from mdsc.progress import CellProgress
 
 
 @dataclass(frozen=True, kw_only=True)
 class H5adConfig:
     inputs: tyro.conf.Positional[tuple[Path, ...]]
-    """One or more h5ad files with raw counts. The genes of all are joined; a file without a gene has 0 of it."""
+    """One or more h5ad files with raw counts. The genes of all are joined; a file without a gene has 0 of it. Cells of
+    several files are called FILE:NAME."""
     output_dir: Path
     """Folder for the shards; replaced if it holds shards already."""
     condition_columns: tuple[str, ...] = ()
@@ -38,8 +44,9 @@ class H5adConfig:
     """Column of obs that says which cells are for training ("train") and which are not; by default all are."""
     heldout_fraction: float | None = None
     """Share of cells for split "heldout", between 0 and 1; a cell's name decides, so that it stays with new files."""
-    heldout_by: tuple[str, ...] = ()
-    """A column of obs and one or more values, e.g. donor d3: cells with these are of split "heldout"."""
+    heldout_by: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """A column of obs and one or more values, e.g. donor d3: cells with these are of split "heldout". May be given
+    several times, and with a share; a cell is held out if any of them says so."""
     layer: str | None = None
     """Where the counts are: the name of a layer, or "raw"; by default X."""
     vocabulary: Path | None = None
@@ -60,7 +67,7 @@ class Preparation:
     vocabulary: GeneVocabulary
     parts: tuple[FilePart, ...]
     report: tuple[str, ...]
-    """Lines on the genes, for a person."""
+    """Lines on genes and cells, for a person."""
 
     @classmethod
     def of(cls, config: H5adConfig) -> "Preparation":
@@ -69,16 +76,20 @@ class Preparation:
             raise UserError("no h5ad file is given")
         if config.num_workers < 1:
             raise UserError(f"--num-workers is {config.num_workers}; give 1 or more")
-        check_output(config.output_dir)
+        if config.cells_per_shard < 1:
+            raise UserError(f"--cells-per-shard is {config.cells_per_shard}; give 1 or more")
+        config = replace(config, condition_columns=tuple(dict.fromkeys(config.condition_columns)))
+        check_output(config.output_dir, config.inputs)
         rule = SplitRule(config.split_column, config.heldout_fraction, config.heldout_by)
         given = None if config.vocabulary is None else load_vocabulary(config.vocabulary)
-        split_check, files, num_cells = SplitCheck(rule), [], []
+        before = prefixes(config.inputs)
+        columns = tuple(dict.fromkeys((*rule.columns, *config.condition_columns)))
+        split_check, obs_report, files, num_cells = SplitCheck(rule), ObsReport(config.condition_columns), [], []
         for path in config.inputs:
-            with open_counts(
-                path, config.layer, obs_columns=tuple(rule.columns.values()), unique_genes=False
-            ) as source:
+            with open_counts(path, config.layer, obs_columns=columns, unique_genes=False) as source:
                 check_columns(source.name, source.obs_columns, config.condition_columns, rule)
                 split_check.add(source.obs, source.name)
+                obs_report.add(source.obs, source.name)
                 files.append(FileGenes(source.name, *gene_identifiers(source.var)))
                 num_cells.append(len(source.obs))
         split_check.finish()
@@ -93,14 +104,19 @@ class Preparation:
                 num_cells=cells,
                 condition_columns=config.condition_columns,
                 rule=rule,
-                prefix=f"{path.stem}:" if len(config.inputs) > 1 else "",
+                prefix=prefix,
             )
-            for path, places, cells in zip(config.inputs, genes.places, num_cells, strict=True)
+            for path, places, cells, prefix in zip(config.inputs, genes.places, num_cells, before, strict=True)
         ]
-        return cls(config, genes.vocabulary, tuple(parts), genes.report)
+        report = (*genes.report, *_about_several_files(parts), *obs_report.lines())
+        return cls(config, genes.vocabulary, tuple(parts), report)
 
     def carry_out(self, *, show_progress: bool = False) -> ShardFolder:
         """Write the shards; see `prepare_h5ad`."""
+        with alone(self.config.output_dir):
+            return self._carry_out(show_progress)
+
+    def _carry_out(self, show_progress: bool) -> ShardFolder:
         scratch, output = parts_folder(self.config.output_dir), self.config.output_dir
         _keep_only(scratch, self.parts)
         try:
@@ -110,6 +126,7 @@ class Preparation:
             if not any(scratch.iterdir()):
                 scratch.rmdir()
             raise
+        check_output(output, self.config.inputs)  # hours may have gone by
         with replacing(output) as beside:
             os.replace(scratch / "shards", beside)
         shutil.rmtree(scratch)
@@ -161,6 +178,20 @@ def parts_folder(output_dir: Path) -> Path:
     return output.with_name(f".{output.name}.parts")
 
 
+def _about_several_files(parts: Sequence[FilePart]) -> list[str]:
+    if len(parts) == 1:
+        return []
+    lines = [f"cells are called FILE:NAME ({parts[0].prefix}..., {parts[1].prefix}...)"]
+    lacking = {part: part.num_genes - len(np.unique(part.places[part.places >= 0])) for part in parts}
+    if most := max(lacking, key=lacking.get) if any(lacking.values()) else None:
+        lines.append(
+            f"genes that a file lacks are zeros of its cells, at most {lacking[most]:,} of {most.num_genes:,} (in "
+            f"{most.source}).\nWhere they were not measured, prepare each file apart, and join the folders by `mdsc "
+            "prepare mixture`"
+        )
+    return lines
+
+
 def _keep_only(folder: Path, parts: Sequence[FilePart]) -> None:
     """Make the folder, and remove what other settings or other files left there."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,9 +205,10 @@ def _keep_only(folder: Path, parts: Sequence[FilePart]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data_prep/h5ad.py cells.h5ad --output-dir shards/`"""
-    config = tyro.cli(H5adConfig, args=argv, description=__doc__)
+    config = parse_flags(H5adConfig, argv, __doc__)
     preparation = Preparation.of(config)
-    folder = preparation.carry_out(show_progress=True)
+    with going_on(config.output_dir):
+        folder = preparation.carry_out(show_progress=True)
     for line in preparation.report:
         print(line)
     print(summary(folder))

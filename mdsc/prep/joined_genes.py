@@ -125,10 +125,18 @@ def _union_report(
     for of_file in places:
         num_files[np.unique(of_file)] += 1
     common = int((num_files == len(files)).sum())
-    without = vocabulary.ensembl_ids.count("")
+    without = np.zeros(len(vocabulary), dtype=bool)
+    for file, of_file in zip(files, places, strict=True):
+        without[of_file[[not ensembl_id for ensembl_id in file.ensembl_ids]]] = True
+    number = int(without.sum())
     report = [
         f"genes: {common:,} are in all {len(files)} files, {len(vocabulary) - common:,} only in some; "
-        + (f"{without:,} are joined by symbol, having no Ensembl id" if without else "all are joined by Ensembl id")
+        + (
+            f"{len(vocabulary) - number:,} are joined by Ensembl id, and {number:,} by symbol, as a file has no id of "
+            "them"
+            if number
+            else "all are joined by Ensembl id"
+        )
     ]
     disagree = [(ensembl_id, list(names)) for ensembl_id, names in symbols_of_id.items() if len(names) > 1]
     if disagree:

@@ -19,15 +19,19 @@ import pyarrow.parquet as pq
 import tyro
 
 from mdsc.atomic import replacing
+from mdsc.config.flags import parse_flags
 from mdsc.data.genes import FILE_NAME as GENES
 from mdsc.data.genes import GeneStatistics, write_genes
 from mdsc.data.mixed_plan import lane_owners
+from mdsc.data.output_folders import check_mixture_output
 from mdsc.data.shard_mixture import FILE_NAME, FORMAT, LARGEST_WEIGHT, VERSION, ShardMixture, column_of
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.prep.joined_genes import FileGenes, join_genes
 
 SHOWN_LANES = 8
+# A folder has one lane of a batch or more, and a batch some thousand lanes at most.
+SMALLEST_SHARE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +55,12 @@ def prepare_mixture(config: MixtureConfig) -> tuple[ShardMixture, list[str]]:
     if len(weights) != len(members) or not all(0 < weight < LARGEST_WEIGHT for weight in weights):
         raise UserError(f"--weights {' '.join(map(str, weights))}: give one positive number for each folder")
     output = config.output_dir
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / FILE_NAME).is_file()):
-        raise UserError(f"{output} holds other files, which would be lost: give a new folder (--output-dir)")
+    if min(weights) < SMALLEST_SHARE * sum(weights):
+        raise UserError(
+            f"--weights {' '.join(map(str, weights))}: the smallest share is below {SMALLEST_SHARE:g} of each batch, "
+            "which no number of lanes gives: make it larger, or leave that folder out"
+        )
+    check_mixture_output(output)
 
     genes = [FileGenes(str(m.path), m.vocabulary.symbols, m.vocabulary.ensembl_ids) for m in members]
     joined = join_genes(genes)
@@ -107,7 +115,7 @@ def _statistics(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`mdsc prepare mixture shards/a shards/b --weights 3 1 --output-dir shards/both`"""
-    config = tyro.cli(MixtureConfig, args=argv, description=__doc__)
+    config = parse_flags(MixtureConfig, argv, __doc__)
     mixture, report = prepare_mixture(config)
     print(f"{config.output_dir}: {len(mixture.vocabulary):,} genes")
     owners = None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from mdsc.config.flags import parse_flags
 from mdsc.data.cell_subset import choose_cells, read_chosen
 from mdsc.data.h5ad_writer import H5adWriter
 from mdsc.data.shard_mixture import open_shards
@@ -42,6 +43,8 @@ def shards_to_h5ad(config: ShardsToH5adConfig, *, show_progress: bool = False) -
 
     if config.output.is_dir():
         raise UserError(f"{config.output} is a folder (--output): give the name of a file, e.g. cells.h5ad")
+    if config.output.suffix != ".h5ad":
+        raise UserError(f"--output {config.output}: give a name that ends with .h5ad, e.g. cells.h5ad")
     if config.max_cells is not None and config.max_cells < 1:
         raise UserError(f"--max-cells is {config.max_cells}; give 1 or more")
     where = conditions_of(config.where)
@@ -96,6 +99,6 @@ def conditions_of(texts: Iterable[str]) -> dict[str, list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`mdsc shards-to-h5ad shards/ --output cells.h5ad`"""
-    config = tyro.cli(ShardsToH5adConfig, args=argv, description=__doc__)
+    config = parse_flags(ShardsToH5adConfig, argv, __doc__)
     number = shards_to_h5ad(config, show_progress=True)
     print(f"{config.output}: {number:,} cells of {config.input}")

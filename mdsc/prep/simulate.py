@@ -9,7 +9,9 @@ import numpy as np
 import tyro
 
 from mdsc.atomic import replacing
+from mdsc.config.flags import parse_flags
 from mdsc.data.genes import GeneVocabulary
+from mdsc.data.output_folders import TRUTH
 from mdsc.data.shard_writer import ShardWriter
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
@@ -18,8 +20,6 @@ from mdsc.prep.simulated_cells import SimulationConfig, Truth, simulate_chunks
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-TRUTH_FILE = "truth.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def simulate_shards(truth: Truth, output_dir: str | Path) -> ShardFolder:
                 if len(rows):
                     conditions = {name: obs[name][rows] for name in writer.condition_columns}
                     writer.write(split, chunk.counts[rows], conditions, names[rows])
-        truth.save(writer.scratch / TRUTH_FILE)
+        truth.save(writer.scratch / TRUTH)
     return ShardFolder.open(output_dir)
 
 
@@ -81,7 +81,7 @@ def simulate_anndata(truth: Truth) -> "AnnData":
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data_prep/simulate.py --output-dir data/simulated --num-cells 100000`"""
-    config = tyro.cli(SimulateConfig, args=argv, description=__doc__)
+    config = parse_flags(SimulateConfig, argv, __doc__)
     if config.output_dir is None and config.h5ad is None:
         raise UserError("nothing to write: give --output-dir, --h5ad or both")
     truth = Truth.of(config.cells)

@@ -11,17 +11,19 @@ from pathlib import Path
 
 import tyro
 
-from mdsc.atomic import replacing
+from mdsc.atomic import alone, replacing
+from mdsc.config.flags import parse_flags
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.manifest import Manifest, Shard
-from mdsc.data.shard_writer import check_output
+from mdsc.data.output_folders import check_output
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
-from mdsc.prep.file_work import DoneFiles, on_files
+from mdsc.prep.file_work import DoneFiles, going_on, on_files
 from mdsc.prep.h5ad import summary
-from mdsc.prep.tahoe_conditions import ConditionSources
+from mdsc.prep.tahoe_conditions import ConditionSources, Values
 from mdsc.prep.tahoe_files import choose_files
-from mdsc.prep.tahoe_heldout import heldout_rule
+from mdsc.prep.tahoe_heldout import heldout_rule, values_without_cells
+from mdsc.prep.tahoe_metadata import SideTables
 from mdsc.prep.tahoe_rewrite import rewrite_file
 from mdsc.prep.tahoe_scan import CELL_ID, FileScan, ScanPlan, scan_file
 from mdsc.prep.tahoe_source import TahoeSource, download, find_source
@@ -74,6 +76,11 @@ def prepare_tahoe(config: TahoeConfig) -> tuple[ShardFolder, list[str]]:
     _check(config)
     source = find_source(config.source)
     _check_place(config, source)
+    with alone(config.output_dir):
+        return _prepare(config, source)
+
+
+def _prepare(config: TahoeConfig, source: TahoeSource) -> tuple[ShardFolder, list[str]]:
     tables = source.side_tables(config.metadata)
     vocabulary, repeated = tables.vocabulary()
     conditions = ConditionSources.of(config.condition_columns, tables)
@@ -90,7 +97,8 @@ def prepare_tahoe(config: TahoeConfig) -> tuple[ShardFolder, list[str]]:
     # Hashes of files that are written anew are taken of the new ones.
     kind = "all" if config.hashes and (not source.is_remote or config.hash_streamed) else "footer"
     kind = "none" if config.rewrite or not config.hashes else kind
-    plan = ScanPlan(columns=conditions.columns, hashes=kind, heldout=rule, plates=config.plates)
+    columns = tuple(dict.fromkeys((*conditions.columns, *rule.columns)))
+    plan = ScanPlan(columns=columns, hashes=kind, heldout=rule, plates=config.plates)
     work = _Work(config, source, plan, vocabulary)
     scans = work.scan(files)
     values = {name: _added(scan.values[name] for scan in scans.values()) for name in plan.columns}
@@ -99,6 +107,7 @@ def prepare_tahoe(config: TahoeConfig) -> tuple[ShardFolder, list[str]]:
     if not any(scan.cells[0] for scan in scans.values()):
         work.done.forget()
         raise UserError("no cell is left to train on: hold out fewer cells, or take more files or other --plates")
+    lines += _about_values_without_cells(config, tables, values, work.done)
     if config.rewrite:
         before = sum(shard.bytes for shard in shards.values()), sum(shard.rows for shard in shards.values())
         shards = work.rewrite(shards)
@@ -223,6 +232,18 @@ def _refuse_output_above(output: Path, source: TahoeSource) -> None:
         raise UserError(f"--output-dir {output} holds the source files, and would be replaced: give another folder")
 
 
+def _about_values_without_cells(config: TahoeConfig, tables: SideTables, values: Values, done: DoneFiles) -> list[str]:
+    """A `UserError` where all files were read, and a line where only some were: others may have such cells."""
+    without = values_without_cells(config.heldout_by, tables, values)
+    if not without:
+        return []
+    told = f"no cell of the files that were read has {', '.join(without)} (--heldout-by)"
+    if not config.plates and config.max_shards is None:
+        done.forget()
+        raise UserError(f"{told}: leave that out, or take files that have such cells")
+    return [f"note: {told}: nothing is held out by that"]
+
+
 def _added(parts) -> dict[str, tuple[int, int]]:
     total: dict[str, tuple[int, int]] = {}
     for part in parts:
@@ -251,6 +272,7 @@ def _about_hashes(kind: str, config: TahoeConfig) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data_prep/tahoe.py --source tahoe/ --output-dir shards/`"""
-    config = tyro.cli(TahoeConfig, args=argv, description=__doc__)
-    folder, lines = prepare_tahoe(config)
+    config = parse_flags(TahoeConfig, argv, __doc__)
+    with going_on(config.output_dir):
+        folder, lines = prepare_tahoe(config)
     print("\n".join([summary(folder), *lines]))

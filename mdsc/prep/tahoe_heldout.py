@@ -1,7 +1,7 @@
 """Which of Tahoe-100M's cells are held out: some of all cells, and all cells of some plates, drugs, lines or doses."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -50,13 +50,29 @@ def heldout_rule(fraction: float, by: Sequence[Sequence[str]], tables: SideTable
     if not 0 <= fraction < 1:
         raise UserError(f"--heldout-fraction {fraction}: give a share from 0 to below 1")
     parts = []
-    for column, *values in by:
+    for column, *values in (part or ("",) for part in by):
+        if not column:
+            raise UserError("--heldout-by: give a column and one or more values, e.g. drug Selinexor")
         if column not in COLUMNS:
             raise UserError(f"--heldout-by {column}: cells can be held out by {', '.join(COLUMNS)}")
         if not values:
             raise UserError(f"--heldout-by {column}: give one or more values after the column")
         parts.append(_in_columns_of_the_files(column, tuple(values), tables))
     return HeldoutRule(fraction, tuple(parts))
+
+
+def values_without_cells(
+    by: Sequence[Sequence[str]], tables: SideTables, found: Mapping[str, Collection[str]]
+) -> list[str]:
+    """Values of --heldout-by, as `column value`, that no cell has; `found`: what stands in the columns of the files."""
+    stripped = {column: {value.strip() for value in values} for column, values in found.items()}
+    without = []
+    for column, *values in by:
+        for value in values:
+            own, wanted = _in_columns_of_the_files(column, (value,), tables)
+            if stripped[own].isdisjoint(name.strip() for name in wanted):
+                without.append(f"{column} {value}")
+    return without
 
 
 def _in_columns_of_the_files(column: str, values: tuple[str, ...], tables: SideTables) -> tuple[str, tuple[str, ...]]:

@@ -36,8 +36,8 @@ class SideTables:
             try:
                 if not system.isfile(inside):
                     continue
-                with system.open(inside, "rb") as file:
-                    table = pq.read_table(file)
+                # Read here whole: threads of arrow that still read by way of Python would abort a program that ends.
+                table = pq.ParquetFile(pa.BufferReader(system.cat_file(inside))).read(use_threads=False)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): copy it again") from error
             if lacking := [column for column in columns if column not in table.column_names]:

@@ -33,6 +33,9 @@ class TahoeSource:
         return RemoteFile(self.root + file, dict(self.files)[file]) if self.is_remote else Path(self.root) / file
 
     def side_tables(self, metadata: Path | None) -> SideTables:
+        if metadata is not None and not any(metadata.glob("*_metadata.parquet")):
+            what = "has no tables (gene_metadata.parquet, ...)" if metadata.is_dir() else "is no folder"
+            raise UserError(f"--metadata {metadata} {what}: give the folder of Tahoe's side tables, or leave it out")
         own = [f"{self.root.rstrip('/')}/metadata", self.root.rstrip("/")]
         return SideTables((str(metadata), *own) if metadata is not None else tuple(own))
 

@@ -11,12 +11,14 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from mdsc.config.flags import parse_flags
 from mdsc.data.anndata_counts import CountSource, find_counts, open_counts
-from mdsc.data.genes import GeneVocabulary, gene_identifiers
+from mdsc.data.genes import GeneVocabulary, gene_identifiers, refuse_duplicates
 from mdsc.errors import UserError
 
 # Below this share of a model's genes a cell is mostly missing to it.
 LOW_MATCH = 0.5
+SUM = "`mdsc prepare h5ad --duplicate-genes sum` adds them up."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +40,30 @@ class Finding:
 
 def validate(config: ValidateConfig) -> list[Finding]:
     """All findings; the file is usable if none is a fault. `UserError` if it cannot be read at all."""
-    vocabulary = None if config.checkpoint_genes is None else GeneVocabulary.load(config.checkpoint_genes)
+    vocabulary = None if config.checkpoint_genes is None else _genes_of(config.checkpoint_genes)
     places = find_counts(config.input)
     findings = [Finding(place, "warning" if fault else "good", fault or "counts") for place, fault in places.items()]
     try:
-        with open_counts(config.input, config.layer, obs_columns=()) as source:
+        with open_counts(config.input, config.layer, obs_columns=(), unique_genes=False) as source:
+            try:
+                refuse_duplicates(source.var.index.astype(str).tolist(), source.name)
+            except UserError as error:
+                findings.append(Finding("genes", "fault", f"{error}\n{SUM}"))
+                return findings
             findings += [_depth(source), _names(source), _columns(source)]
             if vocabulary is not None:
                 findings.append(_match(source, vocabulary))
     except UserError as error:
         findings.append(Finding("usable?", "fault", str(error)))
     return findings
+
+
+def _genes_of(folder: Path) -> GeneVocabulary:
+    try:
+        return GeneVocabulary.load(folder)
+    except UserError as error:
+        what = error if folder.is_dir() else f"there is no folder of that name ({error})"
+        raise UserError(f"--checkpoint-genes {folder}: {what}") from error
 
 
 def _depth(source: CountSource) -> Finding:
@@ -108,7 +123,7 @@ def report(path: Path, findings: Sequence[Finding]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what was found; exit code 1 for a file that is not usable."""
-    config = tyro.cli(ValidateConfig, args=argv, description=__doc__)
+    config = parse_flags(ValidateConfig, argv, __doc__)
     findings = validate(config)
     report(config.input, findings)
     if any(finding.state == "fault" for finding in findings):

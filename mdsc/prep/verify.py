@@ -1,4 +1,5 @@
 """`mdsc verify shards/`: is every byte of a folder of shards what was prepared, and does each row group hold cells.
+Of a mixture, all folders that it is made of are looked at.
 
 Each file is read whole and its parts' hashes are compared with the manifest's; then each row group is decoded, and what
 must hold of cells is checked (`mdsc.data.row_group_checks`). All faults are told, one a line. The exit code is 0 where
@@ -13,12 +14,14 @@ from pathlib import Path
 
 import tyro
 
+from mdsc.config.flags import parse_flags
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.manifest import Shard, load_manifest
 from mdsc.data.row_group_checks import first_line
 from mdsc.data.row_groups import RowGroupRef
 from mdsc.data.shard_file import DamagedFile, hash_parts
 from mdsc.data.shard_mixture import FILE_NAME as MIXTURE
+from mdsc.data.shard_mixture import ShardMixture, read_mixture
 from mdsc.data.shards import REPAIR, CorruptRowGroup, ShardFolder
 from mdsc.errors import UserError
 
@@ -89,18 +92,31 @@ def _counts(rows: Sequence[int]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print all faults; `UserError` (exit code 2) where there are any."""
+    config = parse_flags(VerifyConfig, argv, __doc__)
+    if config.num_workers < 1:
+        raise UserError(f"--num-workers is {config.num_workers}; give 1 or more.")
+    if not (config.folder / MIXTURE).is_file():
+        _verify(config.folder, config)
+        return
+    faulty = []
+    for member in read_mixture(config.folder / MIXTURE)["members"]:
+        try:
+            _verify(Path(os.path.normpath(config.folder / member["path"])), config)
+        except UserError as error:
+            faulty.append(str(error))
+    if faulty:
+        raise UserError("\n".join(faulty))
+    ShardMixture.open(config.folder)
+    print(f"{config.folder} fits the folders that it is made of")
+
+
+def _verify(path: Path, config: VerifyConfig) -> None:
+    """One folder of shards; a `UserError` says how many faults were printed."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    config = tyro.cli(VerifyConfig, args=argv, description=__doc__)
-    if config.num_workers < 1:
-        raise UserError(f"--num-workers is {config.num_workers}; give 1 or more.")
-    if (config.folder / MIXTURE).is_file():
-        raise UserError(
-            f"{config.folder} is a mixture, which has no cells of its own: verify the folders it is made of"
-        )
     # Not `open`: what that refuses is told here with all the rest. Hashes are compared here, once.
-    folder = ShardFolder(config.folder, load_manifest(config.folder), GeneVocabulary.load(config.folder), verify=False)
+    folder = ShardFolder(path, load_manifest(path), GeneVocabulary.load(path), verify=False)
     shards = folder.manifest.shards
     console = Console(soft_wrap=True, highlight=False)
     columns = (TextColumn("checking"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -121,10 +137,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         rest = "their bytes are not checked" if config.fast else "only what must hold of cells is checked"
         console.print(f"{unhashed} of {len(shards)} files have no hashes in the manifest: {rest}", markup=False)
     if number:
-        raise UserError(f"{config.folder} has {number} fault{'s' if number > 1 else ''}: {REPAIR}")
+        raise UserError(f"{path} has {number} fault{'s' if number > 1 else ''}: {REPAIR}")
     groups, cells = sum(len(shard.row_groups) for shard in shards), sum(shard.rows for shard in shards)
     size = sum(shard.bytes for shard in shards)
     hashed = ("hashes",) if unhashed < len(shards) else ("sizes",)
     what = " and ".join(hashed if config.fast else (*hashed, "cells"))
     text = f"{len(shards)} files, {groups:,} row groups, {cells:,} cells, {size:,} bytes"
-    console.print(f"{config.folder} is fine ({what}): {text}", markup=False)
+    console.print(f"{path} is fine ({what}): {text}", markup=False)

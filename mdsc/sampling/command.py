@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from mdsc.checkpoint import Checkpoint, checkpoint_folder, newest_run
+from mdsc.config.flags import parse_flags
 from mdsc.errors import UserError
 from mdsc.sampling.anndata_files import check_output, read_h5ad, write_h5ad
 from mdsc.sampling.anndata_generation import generate_anndata
@@ -58,7 +59,7 @@ class SampleConfig:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; UserError for a user's mistake, before anything is written."""
-    sample(tyro.cli(SampleConfig, args=argv, description=__doc__))
+    sample(parse_flags(SampleConfig, argv, __doc__))
 
 
 def sample(config: SampleConfig) -> Path:

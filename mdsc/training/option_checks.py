@@ -1,5 +1,7 @@
 """Numbers that a run cannot start with, found before anything is read."""
 
+from pathlib import Path
+
 import torch
 
 from mdsc.config.schema import TrainConfig
@@ -79,6 +81,10 @@ def check(config: TrainConfig, num_processes: int) -> None:
             needs_grad=True,
         )
         require(model.attention, reason, flag="--model.attention")
+    if Path(config.output_dir).resolve() == Path(data.dir).resolve():
+        raise UserError(f"--output-dir {config.output_dir} is the folder of shards (--data.dir): give the run its own.")
+    if Path(config.output_dir).is_file():
+        raise UserError(f"--output-dir {config.output_dir} is a file; give a folder for the run.")
     micro_batch_size(train, num_processes)
     if config.hub.repo is not None:
         check_name(config.hub.repo, "--hub.repo")
