@@ -146,8 +146,6 @@ class Trainer:
         self._enter_phase(step, batch)
         micro_batches = batch.split(self.micro_batch_size)
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)  # the last one: who wants to stop
-        if self.wants_stop():
-            totals[3].fill_(1)
         cell_losses = []
         for number, cells in enumerate(micro_batches, start=1):
             with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(self.wrapped_model):
@@ -158,6 +156,8 @@ class Trainer:
                 )
             totals[:3] += torch.stack([losses[name].detach().sum(dtype=torch.float64) for name in NAMES[:3]])
             cell_losses.append(losses["loss"].detach())
+        if self.wants_stop():
+            totals[3].fill_(1)
         totals = self.accelerator.reduce(totals, "sum") / train.global_batch_size
         norm = nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
         is_finite = is_admitted(totals[0], norm)
