@@ -1,126 +1,159 @@
-"""Two processes with workers: killed, asked to stop, of another number than before, and with NaN on one of them."""
+"""Two processes: killed, asked to stop, more or fewer than before, and with a loss that is no number on one of them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
+from forked_runs import LIMIT, ForkServer
 from run_files import differences, metrics
 from tiny_run import flags, tiny_config, tiny_shards
 
 import mdsc
-from mdsc.cli import main
-from mdsc.training.state_files import saved_steps
+from mdsc.checkpoint import load_checkpoint
+from mdsc.training.finite_guard import PATIENCE
+from mdsc.training.state_files import saved_steps, state_folder
 from mdsc.training.tracking import read_metrics
 
 ROOT = Path(mdsc.__file__).parent.parent
-# Steps that take a while, so that a signal meets a run in its middle; a loss of process 1 that is no number.
-DRIVER = """
-import os, sys, time
-from mdsc.cli import exit_with
-from mdsc.training import command
-from mdsc.training.trainer import Trainer
-if __name__ == "__main__":
-    step, losses = Trainer.step, Trainer._losses
-    def slow_step(self, *arguments):
-        time.sleep(float(os.environ.get("SLOW", "0")))
-        step(self, *arguments)
-    def spoiled(self, model, step, cells):
-        found = losses(self, model, step, cells)
-        if os.environ["RANK"] == "1" and str(step) in os.environ.get("NAN_AT", "").split():
-            found["loss"] = found["loss"].clone()
-            found["loss"][1] = float("nan")
-        return found
-    Trainer.step, Trainer._losses = slow_step, spoiled
-    exit_with(lambda: command.main(sys.argv[1:]))
-"""
-LIMIT = 120
-"""Seconds; a hang is longer."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     tiny_shards(folder)
-    (folder / "driver.py").write_text(DRIVER)
     return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder: Path, server: ForkServer) -> Path:
+    server.finish(folder, arguments(folder, folder / "unbroken"))
+    return folder / "unbroken"
 
 
 def arguments(folder: Path, run: Path, *options: str) -> list[str]:
     config = tiny_config(folder, max_steps=24, pathway_steps=6)
-    every = ("--train.save-every", "4", "--train.validate-every", "8", "--train.log-every", "3")
+    every = ("--train.save-every", "3", "--train.validate-every", "8", "--train.log-every", "4")
     return [*flags(replace(config, output_dir=str(run))), *every, *options]
-
-
-def start(folder: Path, run: Path, *options: str, **environment: str) -> subprocess.Popen:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(folder / "driver.py")]
-    line = [sys.executable, *launch, *arguments(folder, run, "--data.workers", "1", *options)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
-    return subprocess.Popen(line, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process: subprocess.Popen) -> str:
-    out, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, out
-    return out
 
 
 def until_saved(run: Path, step: int) -> None:
     start = time.monotonic()
     while not (steps := saved_steps(run)) or steps[-1] < step:
         assert time.monotonic() - start < LIMIT
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
-def family(process: subprocess.Popen) -> list[psutil.Process]:
+def test_killed_runs_end_as_an_unbroken_one(folder: Path, server: ForkServer, unbroken: Path, tmp_path: Path):
+    """Kill -9 at some moments, one while nothing is saved yet, and one of a single process."""
+    run = tmp_path / "run"
+    for step, wait in ((0, 0.0), (6, 0.02), (12, 0.05), (18, 0.0)):
+        process = server.start(folder, arguments(folder, run, "--resume", "auto"), SLOW="0.03")
+        until_saved(run, step) if step else time.sleep(1)
+        time.sleep(wait)
+        process.kill(ranks=(1,) if step == 12 else (0, 1))
+        codes = process.wait()
+        assert codes[1] == -signal.SIGKILL
+        assert codes[0], "a process that has lost its partner ends, too"
+    said = server.finish(folder, arguments(folder, run, "--resume", "auto"))
+    assert "going on from step" in said
+    assert differences(unbroken, run) == []
+
+
+def test_a_signal_to_one_process_stops_both_after_one_step(
+    folder: Path, server: ForkServer, unbroken: Path, tmp_path: Path
+):
+    for rank, number in ((0, signal.SIGTERM), (1, signal.SIGINT)):
+        run = tmp_path / str(rank)
+        process = server.start(folder, arguments(folder, run), SLOW="0.03")
+        until_saved(run, 3)
+        process.kill(number, ranks=(rank,))
+        assert process.wait() == [128 + number] * 2, process.said()
+        assert process.said().count(f"stopped by {number.name} after step {saved_steps(run)[-1]} of 24") == 1
+        load_checkpoint(run)
+        server.finish(folder, arguments(folder, run, "--resume", "auto"))
+        assert differences(unbroken, run) == []
+
+
+def test_one_two_and_one_processes_give_the_losses_of_one(folder: Path, server: ForkServer, tmp_path: Path):
+    one, run, all_kept = tmp_path / "one", tmp_path / "changing", ("--train.keep-last", "9")
+    server.finish(folder, arguments(folder, one, *all_kept), processes=1)
+    shutil.copytree(one, run)
+    for begin, processes in ((9, 2), (18, 1)):
+        for step in saved_steps(run):
+            if step > begin:
+                shutil.rmtree(state_folder(run, step))
+        options = (*all_kept, "--resume", "auto")
+        said = server.finish(folder, arguments(folder, run, *options), processes=processes)
+        assert f"going on from step {begin}:" in said
+        assert f"{processes} x cpu" in said
+    assert metrics(run) != metrics(one), "two processes round otherwise: else nothing was tested"
+    for mine, theirs in zip(metrics(run), metrics(one), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-12)
+
+
+def test_a_loss_that_is_no_number_on_one_process_moves_none(
+    folder: Path, server: ForkServer, tmp_path: Path, unbroken: Path
+):
+    """A run of 10 steps: step 3's batch is bad on process 1, and named; the next ones are trained on."""
+    run = tmp_path / "run"
+    options = ("--train.max-steps", "10", "--train.save-every", "1", "--train.keep-last", "10")
+    said = server.finish(folder, arguments(folder, run, *options), NAN_AT="3")
+    weights = [state_folder(run, step) / "training.safetensors" for step in (3, 4, 5)]
+    assert weights[0].read_bytes() == weights[1].read_bytes() != weights[2].read_bytes()
+    (event,) = [line for line in read_metrics(run) if "event" in line]
+    assert (event["step"], event["event"], event["cause"]) == (4, "not_finite", "loss")
+    # Process 1 has lanes 1 and 3 of 4, so that its second cell is the second of lane 1.
+    assert event["cells"] == [5]
+    assert event["addresses"][0].startswith("lane 1, ")
+    assert (
+        said.count(f"warning: the loss is not finite, no weight is changed: step 4, cells 5 ({event['addresses'][0]}")
+        == 1
+    )
+    assert [line["skipped_steps"] for line in read_metrics(run) if "loss" in line] == [1, 1, 1]
+
+    stopping = tmp_path / "stopping"
+    process = server.start(folder, arguments(folder, stopping), NAN_AT=" ".join(map(str, range(5, 24))))
+    assert process.wait() == [2, 2]
+    step = 5 + PATIENCE
+    assert f"training stopped at step {step}: the loss or a gradient was not finite {PATIENCE} times" in process.said()
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_ends_all_and_leaves_a_good_run(
+    folder: Path, server: ForkServer, unbroken: Path, tmp_path: Path
+):
+    """As a user types it, with workers; half-way the launcher alone is told."""
+    run = tmp_path / "run"
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    line = [sys.executable, *launch, str(ROOT / "train.py"), *arguments(folder, run, "--data.workers", "1")]
+    line += ["--train.max-steps", "100000", "--train.save-every", "100000"]
+    process = subprocess.Popen(line, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    begin = time.monotonic()
+    while len(read_metrics(run) if (run / "metrics.jsonl").is_file() else ()) < 4:
+        assert time.monotonic() - begin < LIMIT
+        time.sleep(0.05)
     launcher = psutil.Process(process.pid)
-    return [launcher, *launcher.children(recursive=True)]
-
-
-@pytest.mark.slow
-def test_killed_and_stopped_runs_end_as_an_unbroken_one(folder: Path):
-    finish(start(folder, folder / "unbroken"))
-    run = folder / "broken"
-
-    process = start(folder, run, SLOW="0.05")
-    until_saved(run, 8)
-    processes = family(process)
-    assert len(processes) >= 5, "a launcher, two processes, their workers and these's servers"
-    for one in processes:
-        one.kill()
-    process.communicate(timeout=LIMIT)
-
-    process = start(folder, run, "--resume", "auto", SLOW="0.05")
-    until_saved(run, 16)
-    processes, asked = family(process), time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=LIMIT)
-    psutil.wait_procs(processes, timeout=5)
+    family = [launcher, *launcher.children(recursive=True)]
+    assert len(family) >= 6, "two launchers, two processes, their workers and these's servers"
+    asked = time.monotonic()
+    process.terminate()
+    process.wait(timeout=30)
+    _, alive = psutil.wait_procs(family[1:], timeout=30)
+    assert not alive
     assert time.monotonic() - asked < 30
-    assert not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    assert out.count("stopped by SIGTERM after step") == 1, out
-    assert process.returncode not in (0, None)
-
-    assert "going on from step" in finish(start(folder, run, "--resume", "auto"))
-    assert differences(folder / "unbroken", run) == []
-
-
-@pytest.mark.slow
-def test_one_two_and_one_processes_give_the_losses_of_one(folder: Path):
-    assert main(["train", *arguments(folder, folder / "one")]) == 0
-    run = folder / "changing"
-    assert main(["train", *arguments(folder, run, "--train.max-steps", "24")]) == 0
-    for step in saved_steps(run):
-        if step > 16:
-            import shutil
-
-            shutil.rmtree(run / "state" / f"step-{step:08d}")
-    assert torch
-    assert metrics
-    assert read_metrics
+    load_checkpoint(run)
+    assert saved_steps(run)
