@@ -149,7 +149,7 @@ def main() -> None:
     chance, kills = random.Random(options.seed), []
     with TemporaryDirectory() as place:
         shards, unbroken, run = Path(place) / "shards", Path(place) / "unbroken", Path(place) / "broken"
-        simulate_shards(Truth.draw(SimulationConfig(num_cells=2000, num_genes=256)), shards)
+        simulate_shards(Truth.of(SimulationConfig(num_cells=2000, num_genes=256)), shards)
         log = Path(place) / "log"
         if started(command(shards, unbroken, options.steps), log).wait():
             raise SystemExit(log.read_text())
