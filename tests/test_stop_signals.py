@@ -155,15 +155,16 @@ def test_a_launcher_is_known_by_its_command_line(monkeypatch):
 
 def test_two_runs_do_not_write_one_folder(tmp_path: Path):
     said = []
-    with RunLock(tmp_path, said.append):
-        with pytest.raises(UserError, match="is being written by another process"), RunLock(tmp_path, said.append, 0.3):
-            pass
+    with RunLock(tmp_path, said.append) as one, RunLock(tmp_path, said.append, 0.3) as other:
+        one.take()
+        with pytest.raises(UserError, match="is being written by another process"):
+            other.take()
         assert len(said) == 1
-    with RunLock(tmp_path, said.append, 0.0):
-        pass
-    lock = RunLock(tmp_path / "new", said.append)
-    with lock:
+    with RunLock(tmp_path, said.append, 0.0) as next_one:
+        next_one.take()
+    with RunLock(tmp_path / "new", said.append) as one, RunLock(tmp_path / "new", said.append, 0.1) as other:
+        one.take()
         (tmp_path / "new").mkdir()
-        lock.take()
-        with pytest.raises(UserError), RunLock(tmp_path / "new", said.append, 0.1):
-            pass
+        one.take()
+        with pytest.raises(UserError):
+            other.take()

@@ -24,11 +24,11 @@ from mdsc.data.shards import ShardFolder
 from mdsc.data.tokenizers import Tokenizer, make_tokenizer
 from mdsc.errors import UserError
 from mdsc.model.initialisation import build_model
-from mdsc.training.background_writer import BackgroundWriter
+from mdsc.training.background_writer import BackgroundWriter, cannot_write
 from mdsc.training.cpu_processes import start_missing_processes
 from mdsc.training.option_checks import check
 from mdsc.training.plots import plot_losses
-from mdsc.training.process_talk import largest
+from mdsc.training.process_talk import largest, on_main
 from mdsc.training.progress import RunProgress
 from mdsc.training.quarantine_log import QuarantineLog
 from mdsc.training.resume import state_to_resume
@@ -77,7 +77,8 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) 
     levels = condition_levels(folder, config.data.condition_columns)
     run_folder = Path(config.output_dir)
     with ExitStack() as stack:
-        lock = stack.enter_context(RunLock(run_folder, progress.say)) if accelerator.is_main_process else None
+        lock = stack.enter_context(RunLock(run_folder, progress.say))
+        on_main(accelerator, lock.take)
         state = state_to_resume(config, accelerator, progress.say)
         if state is not None:
             state.require_same(config, folder.digest)
@@ -100,13 +101,10 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) 
             model, tokenizer = _new_model(config, loader, levels)
         progress.say(_summary(config, accelerator, folder, model))
 
-        tracker = None
-        if accelerator.is_main_process:
-            if state is None and (run_folder / WEIGHTS).is_file():
-                progress.say(f"{run_folder} holds an earlier run, which this one replaces")
-            tracker = Tracker(config, state)
-            lock.take()
-            stack.enter_context(tracker)
+        if state is None and (run_folder / WEIGHTS).is_file():
+            progress.say(f"{run_folder} holds an earlier run, which this one replaces")
+        tracker = on_main(accelerator, lambda: stack.enter_context(Tracker(config, state)))
+        on_main(accelerator, lock.take)  # of a new folder
         stack.enter_context(progress)
         writer = stack.enter_context(BackgroundWriter(run_folder))
         signals = stack.enter_context(StopSignals())
@@ -145,7 +143,10 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) 
             )
             return number
     if accelerator.is_main_process:
-        picture = plot_losses(run_folder, config.train.pathway_steps)
+        try:
+            picture = plot_losses(run_folder, config.train.pathway_steps)
+        except OSError as error:
+            raise cannot_write(run_folder, error) from error
         progress.say(f"wrote {run_folder / WEIGHTS} and {picture}")
     accelerator.wait_for_everyone()
     return 0

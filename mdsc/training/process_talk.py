@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from mdsc.errors import UserError
+
+Result = TypeVar("Result")
 
 
 def text_of_main(accelerator: Accelerator, make: Callable[[], str | None]) -> str | None:
@@ -29,6 +32,22 @@ def text_of_main(accelerator: Accelerator, make: Callable[[], str | None]) -> st
     if "error" in told:
         raise UserError(told["error"])
     return told["text"]
+
+
+def on_main(accelerator: Accelerator, act: Callable[[], Result]) -> Result | None:
+    """Let the main process act, and give there what it returns. To be called on all processes.
+
+    Where it raises a UserError, the others do not wait for it: they end with the same exit code.
+    """
+    result = error = None
+    if accelerator.is_main_process:
+        try:
+            result = act()
+        except UserError as found:
+            error = found
+    if largest(accelerator, int(error is not None)):
+        raise error or SystemExit(2)
+    return result
 
 
 def largest(accelerator: Accelerator, number: int) -> int:

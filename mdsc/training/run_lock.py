@@ -18,7 +18,7 @@ PATIENCE = 60.0
 
 
 class RunLock:
-    """Holds the folder from the beginning of the block, or where it does not exist yet from `take` on.
+    """A context manager that holds the folder from `take` on; one that does not exist yet cannot be held.
 
     The kernel takes the lock from a process that dies. Where the file system knows no locks, there is none.
     """
@@ -57,7 +57,6 @@ class RunLock:
             time.sleep(0.2)
 
     def __enter__(self) -> "RunLock":
-        self.take()
         return self
 
     def __exit__(

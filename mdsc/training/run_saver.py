@@ -1,8 +1,7 @@
 """Saves a run in the background: a state that it can be gone on from, then the checkpoint at the top of its folder."""
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ import mdsc
 from mdsc.checkpoint import Checkpoint, save_checkpoint
 from mdsc.data.quarantine import Quarantined, to_json
 from mdsc.data.shards import ShardFolder
-from mdsc.errors import UserError
 from mdsc.training.background_writer import BackgroundWriter
-from mdsc.training.process_talk import largest
+from mdsc.training.process_talk import on_main
 from mdsc.training.state_files import TENSORS, remove_old_states, write_state
 from mdsc.training.tracking import Tracker
 from mdsc.training.trainer import Trainer
@@ -40,29 +38,14 @@ class RunSaver:
         self._writer = writer
         self._tracker = tracker
         self._copy = HostCopy()
-        self.seconds = 0.0
-        """For which training has waited."""
 
     def save(self, done: int, quarantined: Sequence[Quarantined]) -> None:
         """Save what `done` steps have made. Training goes on as soon as all is copied; `finish` waits for the disk."""
-        start = time.perf_counter()
-        self._together(lambda: self._submit(done, tuple(quarantined)))
-        self.seconds += time.perf_counter() - start
+        on_main(self._accelerator, lambda: self._submit(done, tuple(quarantined)))
 
     def finish(self) -> None:
         """Return when all that was saved is on the disk."""
-        self._together(self._writer.wait)
-
-    def _together(self, act: Callable[[], None]) -> None:
-        """Let the main process act. Where it fails no other one waits for it: they end, too."""
-        error = None
-        if self._accelerator.is_main_process:
-            try:
-                act()
-            except UserError as found:
-                error = found
-        if largest(self._accelerator, int(error is not None)):
-            raise error or SystemExit(2)
+        on_main(self._accelerator, self._writer.wait)
 
     def _submit(self, done: int, quarantined: tuple[Quarantined, ...]) -> None:
         self._writer.wait()  # it may still be reading the copy
