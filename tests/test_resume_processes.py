@@ -105,6 +105,16 @@ def test_one_two_and_one_processes_give_the_losses_of_one(folder: Path, server: 
         assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-12)
 
 
+def test_four_processes_sum_in_the_same_order_after_a_restart(folder: Path, server: ForkServer, tmp_path: Path):
+    one, run, options = tmp_path / "one", tmp_path / "run", ("--train.max-steps", "9")
+    server.finish(folder, arguments(folder, one, *options), processes=4)
+    shutil.copytree(one, run)
+    for step in (6, 9):  # the pathway's phase ends with step 6
+        shutil.rmtree(state_folder(run, step))
+    server.finish(folder, arguments(folder, run, "--resume", "auto", *options), processes=4)
+    assert differences(one, run) == []
+
+
 def test_a_loss_that_is_no_number_on_one_process_moves_none(
     folder: Path, server: ForkServer, tmp_path: Path, unbroken: Path
 ):
