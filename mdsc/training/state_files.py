@@ -57,12 +57,12 @@ def write_state(run: Path, step: int, fill: Callable[[Path], None], facts: dict[
         fill(beside)
         files = {path.name: _size_and_hash(path) for path in sorted(beside.iterdir())}
         content = {"format": FORMAT, "version": VERSION, "step": step, **facts, "files": files}
-        text = json.dumps(content | {"hash": _hash_of(content)}, indent=1, allow_nan=False)
+        text = json.dumps(content | {"hash": _hash_of(content)}, indent=1)
         (beside / FACTS).write_text(text + "\n", encoding="utf-8")
         for path in (*beside.iterdir(), beside):
             _to_disk(path)
         if target.exists():  # of a run that has come by here before: damaged, or of other numbers of processes
-            os.replace(target, target.with_name(f".{target.name}.old"))
+            _out_of_the_way(target)
         os.replace(beside, target)
         _to_disk(target.parent)
     finally:
@@ -105,12 +105,13 @@ def remove_old_states(run: Path, step: int, keep_last: int) -> None:
     steps = saved_steps(run)
     for other in steps:
         if other > step:
-            shutil.rmtree(state_folder(run, other))
+            _out_of_the_way(state_folder(run, other))
     earlier = [other for other in steps if other <= step]
     kept = {*earlier[-keep_last:], best_step(run)}
     for other in earlier:
         if other not in kept:
-            shutil.rmtree(state_folder(run, other))
+            _out_of_the_way(state_folder(run, other))
+    _remove_rests(run / FOLDER)
     shutil.rmtree(run / REPLACED, ignore_errors=True)
 
 
@@ -121,6 +122,11 @@ def _score(folder: Path) -> float | None:
         return None if last is None else last["nll"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _out_of_the_way(folder: Path) -> None:
+    """A state goes as it came, at once: none is ever half removed."""
+    os.replace(folder, folder.with_name(f".{folder.name}.old"))
 
 
 def _remove_rests(folder: Path) -> None:
