@@ -13,7 +13,7 @@ from mdsc.model.configuration import MdscConfig
 from mdsc.model.modeling import MdscModel
 from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.ema import Ema
-from mdsc.training.finite_guard import PATIENCE, FiniteGuard
+from mdsc.training.finite_guard import PATIENCE, FiniteGuard, is_admitted
 from mdsc.training.optimizer import (
     OUTPUT_BIAS_RATE,
     learning_rate,
@@ -118,16 +118,15 @@ def test_a_weight_without_gradient_gets_no_state():
 
 
 def test_the_guard_counts_and_stops_after_ten_in_a_row():
-    guard = FiniteGuard(torch.device("cpu"))
     good, bad = torch.tensor(1.0), torch.tensor(math.nan)
-    for loss, norm in [(bad, good)] * (PATIENCE - 1) + [(good, good), (good, torch.tensor(math.inf))]:
-        assert bool(guard.admit(loss, norm)) == bool(loss.isfinite() & norm.isfinite())
-    assert guard.check(11) == PATIENCE
-    for _ in range(PATIENCE):
-        guard.admit(bad, good)
-    guard.admit(good, good)  # the host may look later than it happened
-    with pytest.raises(UserError, match=r"step 22.*not finite 10 times in a row"):
-        guard.check(22)
+    for loss, norm in [(bad, good), (good, good), (good, torch.tensor(math.inf))]:
+        assert bool(is_admitted(loss, norm)) == bool(loss.isfinite() & norm.isfinite())
+    guard = FiniteGuard()
+    for step, is_finite in enumerate([False] * (PATIENCE - 1) + [True] + [False] * (PATIENCE - 1), start=1):
+        guard.heard(step, is_finite)
+    assert (guard.skipped, guard.in_a_row) == (2 * PATIENCE - 2, PATIENCE - 1)
+    with pytest.raises(UserError, match=r"step 20.*not finite 10 times in a row.*the last was cell 3"):
+        guard.heard(2 * PATIENCE, False, "cell 3")
 
 
 def test_ema_follows_the_warmed_up_decay():

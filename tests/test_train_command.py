@@ -15,7 +15,7 @@ from tiny_run import NUM_GENES, flags, tiny_config, tiny_shards
 import mdsc
 from mdsc.checkpoint import load_checkpoint
 from mdsc.cli import main
-from mdsc.config.schema import DataConfig, TrainConfig
+from mdsc.config.schema import DataConfig, TrackingConfig, TrainConfig
 from mdsc.data.folds import NUM_FOLDS
 from mdsc.data.genes import GeneStatistics
 from mdsc.data.validation_split import split_rows
@@ -23,6 +23,7 @@ from mdsc.errors import UserError
 from mdsc.training.command import _prepare_embedded_cells, defaults_taken
 from mdsc.training.cpu_processes import asked_for
 from mdsc.training.progress import RunProgress
+from mdsc.training.resume import SavedState
 from mdsc.training.tracking import Tracker, read_metrics
 from mdsc.training.trainer import make_accelerator
 
@@ -42,7 +43,7 @@ def test_a_run_leaves_checkpoint_metrics_and_picture(folder: Path, capsys):
     run = Path(config.output_dir)
     assert {path.name for path in run.iterdir()} == {
         "config.json", "model.safetensors", "genes.parquet", "tokenizer.json", "training.yaml",
-        "metrics.jsonl", "loss.png",
+        "metrics.jsonl", "loss.png", "state",
     }  # fmt: skip
     for line in (run / "metrics.jsonl").read_text().splitlines():
         numbers = json.loads(line, parse_constant=pytest.fail)
@@ -178,6 +179,27 @@ def test_wandb_gets_the_same_numbers(tmp_path: Path, monkeypatch):
     with Tracker(config) as tracker:
         tracker.log(3, {"loss": 1.0})
     assert logged == ["cells", (3, {"loss": 1.0}), 0]
+
+
+def test_a_resumed_run_goes_on_at_wandb(tmp_path: Path, monkeypatch):
+    asked = []
+
+    class Run:
+        id = "abc"
+
+        def finish(self, exit_code):
+            pass
+
+    wandb = type(sys)("wandb")
+    wandb.init = lambda **options: asked.append((options.get("id"), options.get("resume"))) or Run()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = TrainConfig(output_dir=str(tmp_path / "run"), tracking=TrackingConfig(wandb=True))
+    with Tracker(config) as tracker:
+        assert tracker.wandb_run == "abc"
+    state = SavedState(tmp_path / "run" / "state" / "step-00000001", {"step": 1, "wandb_run": "abc"}, {})
+    with Tracker(config, state):
+        pass
+    assert asked == [(None, None), ("abc", "allow")]
 
 
 def test_a_number_that_is_not_finite_is_null(tmp_path: Path):

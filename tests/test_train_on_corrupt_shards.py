@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from run_files import differences
 from simulated_shards import simulated_counts, write_shards
 from tiny_run import NUM_GENES, flags, tiny_config
 
@@ -22,6 +23,7 @@ from mdsc.data.quarantine import FILE_NAME
 from mdsc.data.tokenizers import make_tokenizer
 from mdsc.data.validation_split import some_validation_rows
 from mdsc.training import command
+from mdsc.training.state_files import state_folder
 from mdsc.training.tracking import read_metrics
 
 ROOT = Path(mdsc.__file__).parent.parent
@@ -134,6 +136,22 @@ def test_a_quarantined_run_is_the_same_on_two_processes_and_is_recorded(place: P
         assert (run / "loss.png").is_file()
     assert (place / "alone" / FILE_NAME).read_text() == (place / "both" / FILE_NAME).read_text()
     assert losses(place / "both") == pytest.approx(losses(place / "alone"), rel=1e-5)
+
+
+def test_a_resumed_run_keeps_what_it_has_quarantined(place: Path, few_statistics, capsys):
+    """The file is mended while the run is down: its cells stay replaced, and nothing is told twice."""
+    options = ("--data.on-corrupt", "quarantine", "--train.save-every", "13")
+    assert main(["train", *arguments(place, "whole", "damaged", *options)]) == 0
+    shutil.copytree(place / "whole", place / "resumed")
+    shutil.rmtree(state_folder(place / "resumed", 14))
+    shutil.copytree(place / "damaged", place / "mended")
+    name = (place / "name").read_text()
+    shutil.copy(place / "shards" / name, place / "mended" / name)
+    capsys.readouterr()
+    assert main(["train", *arguments(place, "resumed", "mended", *options, "--resume", "auto")]) == 0
+    assert "quarantined" not in capsys.readouterr().out
+    assert differences(place / "whole", place / "resumed") == []
+    assert len([line for line in read_metrics(place / "resumed") if "event" in line]) == 1
 
 
 def test_a_run_without_corruption_leaves_no_record(place: Path, few_statistics):

@@ -135,7 +135,9 @@ class OptimConfig:
     validate_every: int = 200
     """Steps between validations."""
     save_every: int = 1000
-    """Steps between checkpoints."""
+    """Steps between checkpoints. Each comes with a state that --resume goes on from, some 16 bytes a parameter."""
+    keep_last: int = 3
+    """States that are kept in OUTPUT_DIR/state: the last ones, and beside them the one with the best validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,3 +184,7 @@ class TrainConfig:
     """Folder of the run: checkpoint, config, metrics, plots."""
     seed: int = 0
     """Seeds the start of the weights, the order of the cells, the gene sets and what is hidden."""
+    resume: str | None = None
+    """auto: go on from the newest good state in --output-dir, or start anew where there is none. Or the folder of a
+    run, or of one of its states. The number of steps, how often to log, validate and save, micro-batches, processes
+    and workers may change; seed, data, model and optimisation may not."""

@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from threading import Thread
+from threading import Thread, Timer
 
 import pyarrow as pa
 import torch
@@ -21,6 +21,8 @@ from mdsc.data.dense_cells import DenseCells
 from mdsc.errors import UserError
 
 TOLD_BY_TORCH = "exited unexpectedly"
+GRACE = 30.0
+"""Seconds that a worker lives on after SIGTERM; a scheduler or launcher sends it to all processes at once."""
 
 
 PartsOfLanes = Callable[[Sequence[int], int], Iterator[DenseCells]]
@@ -91,12 +93,20 @@ def _context() -> multiprocessing.context.BaseContext:
 
 
 def _prepare_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which then ends its workers
+    # Both are for the training process, which may need some more steps before it ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
     # Workers are many, so that each has one thread; torch's DataLoader has told torch already.
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     # torch's own watch is on the server process, which lives as long as its workers do.
     Thread(target=_end_with_the_training_process, daemon=True).start()
+
+
+def _end_later(*_) -> None:
+    timer = Timer(GRACE, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _end_with_the_training_process() -> None:

@@ -72,6 +72,17 @@ class MixedPlan:
         """Steps after which each data set has come round at least once."""
         return max(plan.steps_per_epoch for plan in self.plans)
 
+    def addresses(self, global_step: int, places: Sequence[int]) -> list[str]:
+        """Lane, file, row group and row of the cells at these places (0 .. B-1) of a global batch, in words."""
+        order, turns, found = MixedOrder(self), {}, []
+        for place in places:
+            lane, number = divmod(place, self.cells_per_lane)
+            if lane not in turns:
+                turns[lane] = order.turn(global_step, lane).cells
+            ref = self.row_groups[turns[lane].group[number]]
+            found.append(f"lane {lane}, {ref.file}, row group {ref.group}, row {turns[lane].row[number]}")
+        return found
+
 
 class MixedOrder:
     """Gives the cells of one global step after the other. Seeking costs no more than going on."""

@@ -1,16 +1,17 @@
 """`mdsc train`, `accelerate launch train.py`: from options to a trained run folder."""
 
 import multiprocessing
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from mdsc.checkpoint import WEIGHTS, Checkpoint, save_checkpoint
+from mdsc.checkpoint import WEIGHTS
 from mdsc.config.schema import DataConfig, TrainConfig
 from mdsc.config.shipped import shipped_config
 from mdsc.config.yaml_flags import parse
@@ -20,22 +21,32 @@ from mdsc.data.range_cache import RangeCache
 from mdsc.data.shard_mixture import open_shards
 from mdsc.data.shard_statistics import shard_statistics
 from mdsc.data.shards import ShardFolder
-from mdsc.data.tokenizers import make_tokenizer
+from mdsc.data.tokenizers import Tokenizer, make_tokenizer
 from mdsc.errors import UserError
 from mdsc.model.initialisation import build_model
 from mdsc.publish.uploads import Uploads
+from mdsc.training.background_writer import BackgroundWriter, cannot_write
 from mdsc.training.cpu_processes import start_missing_processes
 from mdsc.training.option_checks import check
 from mdsc.training.plots import plot_losses
+from mdsc.training.process_talk import largest, on_main
 from mdsc.training.progress import RunProgress
 from mdsc.training.quarantine_log import QuarantineLog
+from mdsc.training.resume import state_to_resume
+from mdsc.training.run_lock import RunLock
+from mdsc.training.run_saver import RunSaver
+from mdsc.training.state_files import set_aside
+from mdsc.training.stop_signals import StopSignals
 from mdsc.training.tracking import Tracker
 from mdsc.training.trainer import Trainer, make_accelerator, uses_bf16
+from mdsc.training.trainer_state import restore
 
 DESCRIPTION = (
     "Train a model on a folder of shards. Without --config, configs/tiny.yaml is taken. A YAML file goes before the "
     "defaults that are shown here, and a flag before both."
 )
+SECONDS_AFTER_STOP = 10
+"""For a last push, of the 30 that a run has from a signal to its end."""
 
 
 def main(argv: list[str]) -> None:
@@ -55,14 +66,19 @@ def main(argv: list[str]) -> None:
     uploads = Uploads(config.hub, Path(config.output_dir), progress.say) if pushes else None
     # Around all else: the last push may take long, and no other process waits for it.
     with uploads or nullcontext():
-        train(config, accelerator, progress, uploads)
+        number = train(config, accelerator, progress, uploads)
+        if number and uploads is not None:
+            uploads.close(patience=SECONDS_AFTER_STOP)
     accelerator.end_training()
+    if number:
+        raise SystemExit(128 + number)
 
 
-def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, uploads: Uploads | None = None) -> Path:
-    """Train and leave checkpoint, metrics.jsonl and loss.png in `config.output_dir`; give that folder.
+def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, uploads: Uploads | None = None) -> int:
+    """Train and leave checkpoint, states, metrics.jsonl and loss.png in `config.output_dir`.
 
-    Checkpoints are given to `uploads`, if there are any, on the main process; `config.hub` is not read here.
+    Checkpoints are given to `uploads`, if there are any, on the main process; `config.hub` is not read here. Gives the
+    number of the signal that has stopped the run before its end, or 0.
     """
     check(config, accelerator.num_processes)
     cache = RangeCache(Path(config.data.cache_dir or Path(config.data.dir) / "cache"), config.data.cache_bytes)
@@ -70,18 +86,88 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
     stops = config.data.on_corrupt == "stop"
     folder = open_shards(config.data.dir, verify=config.data.verify, check_sizes=stops, cache=cache)
     levels = condition_levels(folder, config.data.condition_columns)
-    tokenizer = make_tokenizer(config.tokenizer.name, config.tokenizer.num_tokens)
-    loader = CellLoader(
-        folder,
-        tokenizer,
-        config.data,
-        seed=config.seed,
-        global_batch_size=config.train.global_batch_size,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        levels=levels,
-    )
-    validation_cells = loader.validation_batch(config.validation.num_cells)
+    run_folder = Path(config.output_dir)
+    with ExitStack() as stack:
+        lock = stack.enter_context(RunLock(run_folder, progress.say))
+        on_main(accelerator, lock.take)
+        state = state_to_resume(config, accelerator, progress.say)
+        if state is not None:
+            state.require_same(config, folder.digest)
+        tokenizer = make_tokenizer(config.tokenizer.name, config.tokenizer.num_tokens)
+        loader = CellLoader(
+            folder,
+            tokenizer,
+            config.data,
+            seed=config.seed,
+            global_batch_size=config.train.global_batch_size,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            levels=levels,
+            quarantined=state.quarantined if state else (),
+        )
+        validation_cells = loader.validation_batch(config.validation.num_cells)
+        if state is not None:
+            model, tokenizer = state.build(config.model.attention)
+        else:
+            model, tokenizer = _new_model(config, loader, levels)
+        progress.say(_summary(config, accelerator, folder, model))
+
+        if state is None and (run_folder / WEIGHTS).is_file():
+            progress.say(f"{run_folder} holds an earlier run, which this one replaces")
+        tracker = on_main(accelerator, lambda: stack.enter_context(Tracker(config, state)))
+        on_main(accelerator, lock.take)  # of a new folder
+        stack.enter_context(progress)
+        writer = stack.enter_context(BackgroundWriter(run_folder))
+        signals = stack.enter_context(StopSignals())
+        trainer = Trainer(
+            config,
+            accelerator,
+            model,
+            tokenizer,
+            validation_cells=validation_cells,
+            progress=progress,
+            tracker=tracker,
+            wants_stop=lambda: signals.number > 0 or writer.has_failed,
+            addresses=loader.plan.addresses,
+        )
+        if state is not None:
+            restore(trainer, state.facts, state.folder if accelerator.is_main_process else None)
+            progress.starts_at(trainer.done)
+        if accelerator.is_main_process and (state is None or state.run != run_folder.resolve()):
+            set_aside(run_folder)
+        saver = RunSaver(trainer, accelerator, folder, writer, tracker, uploads)
+        quarantine_log = QuarantineLog(
+            accelerator, loader.quarantined, progress, tracker, known=state.quarantined if state else ()
+        )
+
+        def save(done: int) -> None:
+            saver.save(done, quarantine_log.update(done))
+
+        quarantine_log.update(trainer.done)
+        trainer.run(loader.iterate(trainer.done), save, logged=quarantine_log.update)
+        saver.finish()
+        if trainer.is_stopping:
+            number = largest(accelerator, signals.number)
+            progress.say(
+                f"stopped by {signal.Signals(number).name} after step {trainer.done:,} of {config.train.max_steps:,}, "
+                "which is saved: the same command with --resume auto goes on"
+            )
+            return number
+    if accelerator.is_main_process:
+        try:
+            picture = plot_losses(run_folder, config.train.pathway_steps)
+        except OSError as error:
+            raise cannot_write(run_folder, error) from error
+        progress.say(f"wrote {run_folder / WEIGHTS} and {picture}")
+        if uploads is not None:
+            uploads.saved(config.train.max_steps, is_last=True)
+    accelerator.wait_for_everyone()
+    return 0
+
+
+def _new_model(config: TrainConfig, loader: CellLoader, levels: dict) -> tuple[nn.Module, Tokenizer]:
+    """A model that starts from the statistics of the training cells, and the tokenizer with its fitted values."""
+    folder, tokenizer = loader.folder, loader.tokenizer
     statistics = shard_statistics(
         folder,
         tokenizer,
@@ -93,48 +179,7 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
     # The loader need not know the fitted values: they are for losses and decoding, and change no token.
     tokenizer = tokenizer.with_values(statistics.token_mean_count)
     set_seed(config.seed)
-    model = build_model(config.model, tokenizer, statistics, levels)
-    progress.say(_summary(config, accelerator, folder, model))
-
-    run_folder = Path(config.output_dir)
-    tracker = None
-    if accelerator.is_main_process:
-        if (run_folder / WEIGHTS).is_file():
-            progress.say(f"{run_folder} holds an earlier run, which this one replaces")
-        tracker = Tracker(config)
-
-    with progress, tracker or nullcontext():
-        trainer = Trainer(
-            config,
-            accelerator,
-            model,
-            tokenizer,
-            validation_cells=validation_cells,
-            progress=progress,
-            tracker=tracker,
-        )
-
-        quarantine_log = QuarantineLog(accelerator, loader.quarantined, progress, tracker)
-
-        def save(done: int) -> None:
-            quarantined = quarantine_log.update(done)
-            if accelerator.is_main_process:
-                parts = Checkpoint(
-                    trainer.ema.model, tokenizer, folder.vocabulary, folder.statistics, config, quarantined
-                )
-                save_checkpoint(run_folder, parts)
-                if uploads is not None and done < config.train.max_steps:
-                    uploads.saved(done)
-
-        quarantine_log.update(0)
-        trainer.run(loader.iterate(), save, logged=quarantine_log.update)
-    if accelerator.is_main_process:
-        picture = plot_losses(run_folder, config.train.pathway_steps)
-        progress.say(f"wrote {run_folder / WEIGHTS} and {picture}")
-        if uploads is not None:
-            uploads.saved(config.train.max_steps, is_last=True)
-    accelerator.wait_for_everyone()
-    return run_folder
+    return build_model(config.model, tokenizer, statistics, levels), tokenizer
 
 
 def defaults_taken(config: TrainConfig, argv: list[str]) -> Iterator[str]:

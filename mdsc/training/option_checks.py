@@ -27,6 +27,7 @@ def check(config: TrainConfig, num_processes: int) -> None:
         "train.log-every": train.log_every,
         "train.validate-every": train.validate_every,
         "train.save-every": train.save_every,
+        "train.keep-last": train.keep_last,
         "validation.num-cells": validation.num_cells,
     }
     for name, value in at_least_one.items():

@@ -31,4 +31,10 @@ def prepare_phase(
         parameter.requires_grad_(gradient is not None)
     # An earlier phase's wrapper keeps its hooks on the weights for as long as accelerate refers to it.
     accelerator.free_memory()
-    return accelerator.prepare_model(model)
+    wrapped = accelerator.prepare_model(model)
+    if wrapped is not model:
+        # After its first backward pass DDP lays out its buckets anew, and with them the order in which three processes
+        # or more are summed. Here it comes before the phase's first step, in a resumed run as in an unbroken one.
+        loss_of(wrapped).backward()
+        optimizer.zero_grad()
+    return wrapped

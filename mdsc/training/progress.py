@@ -30,6 +30,10 @@ class RunProgress:
         self._has_news = self._is_validated = False
         self._last_line, self._last_step = time.monotonic(), 0
 
+    def starts_at(self, step: int) -> None:
+        """An earlier part of the run has done `step` steps: the time that is left is not guessed from these."""
+        self._last_line, self._last_step = time.monotonic(), step
+
     def measured(self, values: dict[str, float | int]) -> None:
         """New averages: `loss` and `cells_per_second` are shown."""
         self._loss = f"loss {values['loss']:.4f}"

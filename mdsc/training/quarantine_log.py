@@ -12,7 +12,8 @@ from mdsc.training.tracking import Tracker
 
 
 class QuarantineLog:
-    """`found` gives what this process has quarantined so far. The tracker is the main process's."""
+    """`found` gives what this process has quarantined so far; `known` an earlier part of the run has told. The
+    tracker is the main process's."""
 
     def __init__(
         self,
@@ -20,12 +21,13 @@ class QuarantineLog:
         found: Callable[[], Sequence[Quarantined]],
         progress: RunProgress,
         tracker: Tracker | None = None,
+        known: Sequence[Quarantined] = (),
     ):
         self._accelerator = accelerator
         self._found = found
         self._progress = progress
         self._tracker = tracker
-        self._known: dict[tuple[str, int], Quarantined] = {}
+        self._known = {(one.file, one.group): one for one in known}
         self._sent: set[Quarantined] = set()
 
     def update(self, step: int) -> tuple[Quarantined, ...]:

@@ -36,6 +36,18 @@ class StepAverages:
         means = {name: value / number if number else float("nan") for name, value in zip(NAMES, sums, strict=True)}
         return means | {"cells_per_second": speed}
 
+    def state(self) -> dict[str, list[float] | int | float]:
+        """What `restore` goes on from: sums, steps and seconds since the last `take`. The host waits."""
+        return {
+            "sums": self._sums.tolist(),
+            "steps": self._steps,
+            "seconds": time.perf_counter() - self._since,
+        }
+
+    def restore(self, state: dict[str, list[float] | int | float]) -> None:
+        self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self._steps, self._since = state["steps"], time.perf_counter() - state["seconds"]
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Keep what the block takes (validation, saving) out of the speed."""

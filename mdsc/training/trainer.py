@@ -5,7 +5,8 @@ drops is keyed by (seed, step, place in the global batch), so that neither the s
 micro-batch changes it.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 
@@ -22,13 +23,15 @@ from mdsc.diffusion.evidence import hide
 from mdsc.diffusion.losses import objective
 from mdsc.model.bf16 import computes_bf16
 from mdsc.model.keyed_dropout import keyed_dropout
+from mdsc.training.bad_batches import BadBatches
 from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.ema import Ema
-from mdsc.training.finite_guard import PATIENCE, FiniteGuard
+from mdsc.training.finite_guard import FiniteGuard, is_admitted
 from mdsc.training.optimizer import learning_rate, make_optimizer, set_learning_rate, step_if
 from mdsc.training.phases import prepare_phase
 from mdsc.training.progress import RunProgress
 from mdsc.training.step_averages import NAMES, StepAverages
+from mdsc.training.step_outcomes import StepOutcomes
 from mdsc.training.tracking import Tracker
 from mdsc.training.validation import record, validate
 
@@ -54,8 +57,14 @@ class Trainer:
         validation_cells: CellBatch,
         progress: RunProgress,
         tracker: Tracker | None = None,
+        wants_stop: Callable[[], bool] = lambda: False,
+        addresses: Callable[[int, Sequence[int]], list[str]] = lambda step, places: ["?"] * len(places),
     ):
-        """Take over the model; `validation_cells` are all of them, on every process. The tracker is the main one's."""
+        """Take over the model; `validation_cells` are all of them, on every process. The tracker is the main one's.
+
+        `wants_stop()` says whether this process was asked to stop: all stop after the same step. `addresses(step,
+        places)` tells where these cells of a global batch lie.
+        """
         self.config = config
         self.accelerator = accelerator
         self.tokenizer = tokenizer
@@ -70,8 +79,16 @@ class Trainer:
         self.ema = Ema(self.model, config.train.ema_decay)
         self.parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(self.model, config.train)
-        self.guard = FiniteGuard(self.device)
+        self.guard = FiniteGuard()
         self.averages = StepAverages(self.device, config.train.global_batch_size)
+        self.outcomes = StepOutcomes(self.device)
+        self.bad_batches = BadBatches(accelerator, config.train.global_batch_size, addresses, progress, tracker)
+        self.wants_stop = wants_stop
+        self.is_stopping = False  # all processes have agreed to
+        self.done = 0
+        self.is_validation_due = True
+        self.last_validation: dict[str, float | int | None] | None = None
+        self.best_validation: dict[str, float | int | None] | None = None
         self.values = torch.tensor(tokenizer.values, dtype=torch.float32, device=self.device)
         # Each process scores its share of them.
         mine = torch.arange(accelerator.process_index, len(validation_cells), accelerator.num_processes)
@@ -86,35 +103,50 @@ class Trainer:
         save: Callable[[int], None],
         logged: Callable[[int], None] = lambda done: None,
     ) -> None:
-        """Train for max_steps; `save(steps done)` is called on every process, every save_every steps and at the end.
+        """Train until max_steps are done, or a process wants to stop. `batches` begin with that of step `self.done`.
 
-        `logged(steps done)` is called likewise, every log_every steps and at the end.
+        `save(steps done)` is called on every process, every save_every steps and at the end; `logged(steps done)`
+        likewise, every log_every steps and at the end.
         """
         train = self.config.train
         with closing(batches):
-            self._validate(0)
-            self.progress.done(0)
-            for step in range(train.max_steps):
-                self.step(step, next(batches).to(self.device, non_blocking=True))
-                done, is_last = step + 1, step + 1 == train.max_steps
-                if done % train.log_every == 0 or is_last:
-                    self._log(done)
-                    logged(done)
-                elif done % PATIENCE == 0:
-                    self.guard.check(done)
-                if done % train.validate_every == 0 or is_last:
-                    self._validate(done)
-                if done % train.save_every == 0 or is_last:
-                    with self.averages.paused():
-                        save(done)
-                self.progress.done(done)
+            if self.is_validation_due:
+                self._validate(self.done)
+                if self.done or self.is_stopping:  # it was stopped in this validation, or is now
+                    save(self.done)
+            elif self.done >= train.max_steps:  # the checkpoint may lack what the state has
+                save(self.done)
+            self.progress.done(self.done)
+            while self.done < train.max_steps and not self.is_stopping:
+                self.step(self.done, next(batches).to(self.device, non_blocking=True))
+                self._end_step(save, logged)
+
+    def _end_step(self, save: Callable[[int], None], logged: Callable[[int], None]) -> None:
+        self.done += 1
+        train, done, is_last = self.config.train, self.done, self.done == self.config.train.max_steps
+        is_logging = done % train.log_every == 0 or is_last
+        is_validating = done % train.validate_every == 0 or is_last
+        is_saving = done % train.save_every == 0 or is_last
+        self._hear(all_steps=is_logging or is_validating or is_saving)
+        if is_logging:
+            self._log(done)
+            logged(done)
+        if is_validating:
+            self._validate(done)
+        if self.is_stopping:
+            self._hear(all_steps=True)
+        if is_saving or self.is_stopping:
+            with self.averages.paused():
+                save(done)
+        self.progress.done(done)
 
     def step(self, step: int, batch: CellBatch) -> None:
         """One optimiser step on this process's share of global batch `step`. The host does not wait for the device."""
         train = self.config.train
         self._enter_phase(step, batch)
         micro_batches = batch.split(self.micro_batch_size)
-        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        totals = torch.zeros(4, dtype=torch.float64, device=self.device)  # the last one: who wants to stop
+        cell_losses = []
         for number, cells in enumerate(micro_batches, start=1):
             with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(self.wrapped_model):
                 losses = self._losses(self.wrapped_model, step, cells.widened())
@@ -122,15 +154,27 @@ class Trainer:
                 self.accelerator.backward(
                     losses["loss"].sum() * self.accelerator.num_processes / train.global_batch_size
                 )
-            totals += torch.stack([losses[name].detach().sum(dtype=torch.float64) for name in NAMES[:3]])
+            totals[:3] += torch.stack([losses[name].detach().sum(dtype=torch.float64) for name in NAMES[:3]])
+            cell_losses.append(losses["loss"].detach())
+        if self.wants_stop():
+            totals[3].fill_(1)
         totals = self.accelerator.reduce(totals, "sum") / train.global_batch_size
         norm = nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
-        is_finite = self.guard.admit(totals[0], norm)
+        is_finite = is_admitted(totals[0], norm)
         set_learning_rate(self.optimizer, learning_rate(step, train))
         step_if(is_finite, self.optimizer)
         self.optimizer.zero_grad()
         self.ema.update(self.model)
-        self.averages.add(torch.cat([totals, norm.double()[None]]), is_finite)
+        self.averages.add(torch.cat([totals[:3], norm.double()[None]]), is_finite)
+        told = torch.stack([totals[0], norm.double(), is_finite.double(), totals[3]])
+        self.outcomes.add(step + 1, told, torch.cat(cell_losses), batch.cell_index)
+
+    def _hear(self, *, all_steps: bool = False) -> None:
+        """Learn what became of the last steps. On all processes at the same step, as these may speak of it."""
+        for outcome in self.outcomes.take(all_steps=all_steps):
+            what = "" if outcome.is_finite else self.bad_batches.tell(outcome)
+            self.guard.heard(outcome.step, outcome.is_finite, what)
+            self.is_stopping |= outcome.is_stopping
 
     def _losses(self, model: nn.Module, step: int, cells: CellBatch) -> dict[str, Tensor]:
         """Loss, nll and ordinal term of each cell."""
@@ -181,12 +225,14 @@ class Trainer:
     def _log(self, done: int) -> None:
         values = self.averages.take()
         values["learning_rate"] = learning_rate(done - 1, self.config.train)
-        values["skipped_steps"] = self.guard.check(done)
+        values["skipped_steps"] = self.guard.skipped
         self.progress.measured(values)
         if self.tracker is not None:
             self.tracker.log(done, values)
 
     def _validate(self, done: int) -> None:
+        """Score the averaged weights; where a process wants to stop, it is left for the run that goes on."""
+        self.is_validation_due = True
         with self.averages.paused():
             scores = validate(
                 partial(self._predict, self.ema.model, 0 < self.config.train.pathway_steps >= done),
@@ -195,11 +241,23 @@ class Trainer:
                 self.config.validation.mask_ratios,
                 batch_size=self.micro_batch_size,
                 sum_over_processes=partial(self.accelerator.reduce, reduction="sum"),
+                wants_stop=self.wants_stop,
             )
+        if scores is None:
+            self.is_stopping = True
+            return
+        self.is_validation_due = False
         values = record(scores)
+        self._keep_score(done, values["validation_nll"])
         self.progress.validated(values)
         if self.tracker is not None:
             self.tracker.log(done, values)
+
+    def _keep_score(self, done: int, nll: float) -> None:
+        self.last_validation = {"step": done, "nll": nll if math.isfinite(nll) else None}
+        best = self.best_validation
+        if math.isfinite(nll) and (best is None or nll < best["nll"]):
+            self.best_validation = self.last_validation
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

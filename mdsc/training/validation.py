@@ -35,10 +35,17 @@ def validate(
     *,
     batch_size: int,
     sum_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-) -> dict[float, Score]:
-    """Score `predict` on this process's share of the validation cells; the sums are over all processes."""
-    totals = torch.zeros(len(mask_ratios), 3, dtype=torch.float64, device=cells.tokens.device)
+    wants_stop: Callable[[], bool] = lambda: False,
+) -> dict[float, Score] | None:
+    """Score `predict` on this process's share of the validation cells; the sums are over all processes.
+
+    None if `wants_stop()` was true on any process before it was through.
+    """
+    totals = torch.zeros(len(mask_ratios) + 1, 3, dtype=torch.float64, device=cells.tokens.device)
     for part in cells.split(batch_size):
+        if wants_stop():
+            totals[-1] = 1
+            break
         for row, ratio in enumerate(mask_ratios):
             hidden = hide_fraction(part.is_pad, ratio, seed=HIDING_SEED, cell_index=part.cell_index)
             log_p = log_probs(hide(part, hidden).predict(predict, tokenizer))
@@ -46,7 +53,10 @@ def validate(
             nll = torch.where(hidden, cross_entropy(log_p, targets), 0.0)
             right = hidden & (log_p.argmax(dim=-1) == targets)
             totals[row] += torch.stack([nll.sum(dtype=torch.float64), right.sum().double(), hidden.sum().double()])
-    nll, right, number = sum_over_processes(totals).unbind(dim=1)
+    *totals, stopped = sum_over_processes(totals)
+    if stopped.any():
+        return None
+    nll, right, number = torch.stack(totals).unbind(dim=1)
     scores = torch.stack([nll, right], dim=1) / number[:, None].clamp(min=1)
     return {ratio: Score(*row) for ratio, row in zip(mask_ratios, scores.tolist(), strict=True)}
 
