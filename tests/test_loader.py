@@ -175,8 +175,12 @@ def test_zeros_come_as_often_as_in_the_cells(folder, counts):
 
 def test_expressed_draw_has_no_zero(folder, counts):
     settings = replace(SETTINGS, gene_draw="expressed")
-    for batch in take(make_loader(folder, settings), 3):
-        real = ~batch.is_pad
+    all_counts = torch.from_numpy(counts).long()
+    all_tokens = make_tokenizer("rank").encode_visible(all_counts, torch.ones_like(all_counts, dtype=torch.bool))
+    for batch, whole in zip(take(make_loader(folder, settings), 3), take(make_loader(folder, WHOLE), 3), strict=True):
+        real, numbers = ~batch.is_pad, cell_numbers(whole)
+        for found, true in ((batch.counts, all_counts), (batch.tokens, all_tokens)):
+            assert torch.equal(found[real].long(), true[numbers].gather(1, batch.gene_ids.long())[real])
         assert (batch.counts[real] > 0).all()
         assert (batch.tokens[real] > 0).all()
         assert (batch.tokens[batch.is_pad] == make_tokenizer("rank").pad_token).all()
