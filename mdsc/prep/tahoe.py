@@ -92,7 +92,8 @@ def _prepare(config: TahoeConfig, source: TahoeSource) -> tuple[ShardFolder, lis
     lines = [f"{len(files):,} of the {there:,} files of {config.source}{of}"]
     if source.root.startswith("hf://datasets/") and not config.stream:
         source = download(source, files, config.download_dir)
-    _refuse_output_above(config.output_dir, source)
+    if not source.is_remote:
+        check_output(config.output_dir, [source.root])
 
     # Hashes of files that are written anew are taken of the new ones.
     kind = "all" if config.hashes and (not source.is_remote or config.hash_streamed) else "footer"
@@ -200,7 +201,7 @@ class _Work:
 
 
 def _check(config: TahoeConfig) -> None:
-    check_output(config.output_dir)
+    check_output(config.output_dir, [config.source] if Path(config.source).is_dir() else [])
     for flag, value in (
         ("--max-shards", config.max_shards),
         ("--statistics-cells", config.statistics_cells),
@@ -224,12 +225,6 @@ def _check_place(config: TahoeConfig, source: TahoeSource) -> None:
                 "a folder here" if not source.is_remote else "streamed" if config.stream or not is_hub else "downloaded"
             )
             raise UserError(f"{flag} has no meaning for --source {config.source}, which is {what}: leave it out")
-
-
-def _refuse_output_above(output: Path, source: TahoeSource) -> None:
-    """The output's folder is replaced as a whole, with all that is in it."""
-    if not source.is_remote and Path(source.root).is_relative_to(output.resolve()):
-        raise UserError(f"--output-dir {output} holds the source files, and would be replaced: give another folder")
 
 
 def _about_values_without_cells(config: TahoeConfig, tables: SideTables, values: Values, done: DoneFiles) -> list[str]:
