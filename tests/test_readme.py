@@ -26,7 +26,10 @@ SHORTENED = {
 }
 # Files that the commands write or that a user brings, and so are not in the repository.
 NOT_OURS = re.compile(r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.png|\w+\.h5ad)$|^config\.json$|^shared/")
-CHECKPOINT = {"model.safetensors", "genes.parquet", "tokenizer.json", "training.yaml", "quarantined.json", "loss.png"}
+CHECKPOINT = {
+    *("model.safetensors", "genes.parquet", "tokenizer.json", "training.yaml", "quarantined.json", "state.json"),
+    "loss.png",
+}
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -124,7 +127,7 @@ def help_text() -> str:
         subprocess.run(
             [sys.executable, ROOT / "benchmarks" / name, "--help"], capture_output=True, text=True, check=True
         ).stdout
-        for name in ("inpaint.py", "ablations.py", "prepare.py", "loader.py")
+        for name in ("inpaint.py", "ablations.py", "prepare.py", "loader.py", "kill_resume.py")
     ]
     return text.getvalue() + "".join(benchmarks)
 
