@@ -19,8 +19,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 
 # Added to each command that has the word, so that minutes become seconds. All else runs as it is written.
 SHORTENED = {
-    "train.py": "--train.max-steps 2 --train.pathway-steps 1 --train.global-batch-size 16 --data.num-lanes 4 "
-    "--model.num-layers 1 --model.hidden-size 24 --model.state-size 4 --validation.num-cells 8",
+    "train.py": "--train.max-steps 2 --train.pathway-steps 1 --train.global-batch-size 16 --train.batch-size None "
+    "--data.num-lanes 4 --model.num-layers 1 --model.hidden-size 24 --model.state-size 4 --validation.num-cells 8",
     "sample.py": "--num-steps 2",
     "evaluate.py": "--pooled-steps 2 --max-cells 20",
 }
