@@ -25,12 +25,12 @@ class Corruption:
     """
 
     hidden: Bool[Tensor, "batch genes"]
-    weight: Float64[Tensor, "batch"]
+    weight: Float64[Tensor, " batch"]
 
 
 def corrupt(
     is_pad: Bool[Tensor, "batch genes"],
-    cell_index: Int[Tensor, "batch"],
+    cell_index: Int[Tensor, " batch"],
     *,
     global_batch_size: int,
     seed: int,
@@ -55,7 +55,7 @@ def strata(u_0: Float64[Tensor, "..."], index: Int[Tensor, "..."], num_strata: i
 
 
 def hide_at(
-    u: Float64[Tensor, "batch"],
+    u: Float64[Tensor, " batch"],
     scores: Float64[Tensor, "batch genes"],
     is_pad: Bool[Tensor, "batch genes"],
     *,
@@ -82,7 +82,7 @@ def hide_at(
 
 
 def hide_fraction(
-    is_pad: Bool[Tensor, "batch genes"], ratio: float, *, seed: int, cell_index: Int[Tensor, "batch"]
+    is_pad: Bool[Tensor, "batch genes"], ratio: float, *, seed: int, cell_index: Int[Tensor, " batch"]
 ) -> Bool[Tensor, "batch genes"]:
     """Hide exactly round(ratio * n) of each cell's n real positions (half to even), for validation and scoring."""
     if not 0 <= ratio <= 1:

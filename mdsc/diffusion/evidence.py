@@ -30,9 +30,9 @@ class Evidence(CellTensors):
     visible: Bool[Tensor, "batch genes"]
     """Never true at a pad."""
     is_pad: Bool[Tensor, "batch genes"]
-    cell_index: Int[Tensor, "batch"]
+    cell_index: Int[Tensor, " batch"]
     """Keys what is random per cell."""
-    categories: Mapping[str, Int[Tensor, "batch"]] = field(default_factory=dict)
+    categories: Mapping[str, Int[Tensor, " batch"]] = field(default_factory=dict)
     """Categorical conditions: 0 = unknown."""
     vectors: Mapping[str, Float[Tensor, "batch _"]] = field(default_factory=dict)
     """Vector conditions."""

@@ -41,7 +41,7 @@ def cross_entropy(
 def mean_matching(
     log_p: Float[Tensor, "batch genes V"],
     tokens: Int[Tensor, "batch genes"],
-    v: Float[Tensor, "V"],
+    v: Float[Tensor, " V"],
     *,
     squared: bool = True,
 ) -> Float[Tensor, "batch genes"]:
@@ -52,7 +52,7 @@ def mean_matching(
 
 
 def crps(
-    log_p: Float[Tensor, "batch genes V"], tokens: Int[Tensor, "batch genes"], v: Float[Tensor, "V"]
+    log_p: Float[Tensor, "batch genes V"], tokens: Int[Tensor, "batch genes"], v: Float[Tensor, " V"]
 ) -> Float[Tensor, "batch genes"]:
     """Continuous ranked probability score of a law on the points v: sum_k (v_{k+1} - v_k) (F_k - 1[x <= k])^2.
 
@@ -66,9 +66,9 @@ def crps(
 def per_gene(
     loss: Float[Tensor, "batch genes"],
     hidden: Bool[Tensor, "batch genes"],
-    weight: Float[Tensor, "batch"],
+    weight: Float[Tensor, " batch"],
     is_pad: Bool[Tensor, "batch genes"],
-) -> Float[Tensor, "batch"]:
+) -> Float[Tensor, " batch"]:
     """weight * (sum of the loss over a cell's hidden positions) / (number of its real positions)."""
     n = (~is_pad).sum(dim=1).clamp(min=1)
     return torch.where(hidden, loss, 0.0).sum(dim=1) * (weight / n).to(loss.dtype)
@@ -78,9 +78,9 @@ def cross_entropy_per_cell(
     logits: Float[Tensor, "batch genes V"],
     tokens: Int[Tensor, "batch genes"],
     hidden: Bool[Tensor, "batch genes"],
-    weight: Float[Tensor, "batch"],
+    weight: Float[Tensor, " batch"],
     is_pad: Bool[Tensor, "batch genes"],
-) -> Float[Tensor, "batch"]:
+) -> Float[Tensor, " batch"]:
     """The diffusion bound of each cell's negative log-likelihood, in nats per gene, by one corruption."""
     targets = tokens.masked_fill(~hidden, 0)
     return per_gene(cross_entropy(log_probs(logits), targets), hidden, weight, is_pad)
@@ -90,11 +90,11 @@ def objective(
     logits: Float[Tensor, "batch genes V"],
     tokens: Int[Tensor, "batch genes"],
     hidden: Bool[Tensor, "batch genes"],
-    weight: Float[Tensor, "batch"],
+    weight: Float[Tensor, " batch"],
     is_pad: Bool[Tensor, "batch genes"],
-    values: Float[Tensor, "V"],
+    values: Float[Tensor, " V"],
     config: ObjectiveConfig,
-) -> dict[str, Float[Tensor, "batch"]]:
+) -> dict[str, Float[Tensor, " batch"]]:
     """What training minimises, per cell: nll, ordinal and loss = nll + config.ordinal_weight * ordinal.
 
     tokens: those of the whole cell, anything at pads. hidden, weight: the corruption. values: the count that each token

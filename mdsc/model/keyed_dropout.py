@@ -19,7 +19,7 @@ class KeyedDropout(nn.Module):
         self.share = share
         self.keys: tuple[int, int, int, Int[Tensor, " batch"]] | None = None
 
-    def forward(self, x: Float[Tensor, "batch *features"]) -> Float[Tensor, "batch *features"]:
+    def forward(self, x: Float[Tensor, " batch *features"]) -> Float[Tensor, " batch *features"]:
         if not self.training or self.share == 0 or self.keys is None:
             return F.dropout(x, self.share, self.training)
         *run, cell_index = self.keys

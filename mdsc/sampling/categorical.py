@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 
-def draw(logits: Float[Tensor, "n V"], u: Float64[Tensor, "n"], temperature: float = 1.0) -> Int64[Tensor, "n"]:
+def draw(logits: Float[Tensor, "n V"], u: Float64[Tensor, " n"], temperature: float = 1.0) -> Int64[Tensor, " n"]:
     """The token at which the cumulative distribution of softmax(logits / temperature) passes u in (0, 1)."""
     assert u.dtype == torch.float64
     cumulative = torch.softmax(logits.double() / temperature, dim=-1).cumsum(dim=-1)

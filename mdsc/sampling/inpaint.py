@@ -64,11 +64,11 @@ def posterior_mean(predict: Predict, tokenizer: Tokenizer, evidence: Evidence) -
 def generate(
     predict: Predict,
     tokenizer: Tokenizer,
-    gene_ids: Int[Tensor, "genes"],
+    gene_ids: Int[Tensor, " genes"],
     num_cells: int,
     *,
     first_cell: int = 0,
-    categories: Mapping[str, Int[Tensor, "cells"]] | None = None,
+    categories: Mapping[str, Int[Tensor, " cells"]] | None = None,
     vectors: Mapping[str, Float[Tensor, "cells _"]] | None = None,
     num_steps: int = 32,
     grid: str = "cosine",

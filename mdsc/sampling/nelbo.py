@@ -19,8 +19,8 @@ from mdsc.sampling.inpaint import MAX_LOGITS, cells_at_once
 class Nelbo:
     """In nats per gene, of tokens (not of counts)."""
 
-    per_cell: Float64[Tensor, "cells"]
-    per_cell_error: Float64[Tensor, "cells"]
+    per_cell: Float64[Tensor, " cells"]
+    per_cell_error: Float64[Tensor, " cells"]
     """Standard error over the draws, as if they were not stratified: too large rather than too small; NaN for one."""
 
     @property
@@ -70,7 +70,7 @@ def nelbo(
     return Nelbo(losses.mean(dim=1), _standard_error(losses))
 
 
-def _standard_error(draws: Float64[Tensor, "cells draws"]) -> Float64[Tensor, "cells"]:
+def _standard_error(draws: Float64[Tensor, "cells draws"]) -> Float64[Tensor, " cells"]:
     """Of the mean over the last axis."""
     n = draws.shape[1]
     if n == 1:
