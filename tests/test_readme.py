@@ -25,7 +25,7 @@ SHORTENED = {
     "evaluate.py": "--pooled-steps 2 --max-cells 20",
 }
 # Files that the commands write or that a user brings, and so are not in the repository.
-NOT_OURS = re.compile(r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.png|\w+\.h5ad)$|^config\.json$|^shared/")
+NOT_OURS = re.compile(r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.png|\w+\.h5ad)$|^config\.json$|^shared/|^train-\d+-of-|_metadata\.parquet$")
 CHECKPOINT = {"model.safetensors", "genes.parquet", "tokenizer.json", "training.yaml", "quarantined.json"}
 
 
