@@ -29,7 +29,7 @@ from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.evaluation.cell_sources import read_shards
 from mdsc.evaluation.inpaint import MODEL, HeldOutCells, ModelPredictor, score_inpainting
-from mdsc.training.command import train
+from mdsc.training.command import train_to_the_end
 from mdsc.training.progress import RunProgress
 from mdsc.training.trainer import make_accelerator
 
@@ -107,7 +107,7 @@ def variant(options: AblationConfig, name: str, seed: int) -> TrainConfig:
 
 def train_and_score(config: TrainConfig) -> dict:
     """{"nll": {mask ratio: nats per hidden gene of the held-out cells}}"""
-    checkpoint = load_checkpoint(train(config, make_accelerator(), RunProgress(config.train.max_steps)))
+    checkpoint = load_checkpoint(train_to_the_end(config, make_accelerator(), RunProgress(config.train.max_steps)))
     folder = ShardFolder.open(config.data.dir)
     levels = checkpoint.model.config.condition_levels or {}
     cells = read_shards(

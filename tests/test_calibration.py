@@ -14,7 +14,7 @@ from mdsc.evaluation.cell_sources import read_shards
 from mdsc.evaluation.inpaint import MODEL, HeldOutCells, ModelPredictor, score_inpainting
 from mdsc.prep.simulate import simulate_shards
 from mdsc.prep.simulated_cells import SimulationConfig, Truth
-from mdsc.training.command import train
+from mdsc.training.command import train_to_the_end
 from mdsc.training.progress import RunProgress
 from mdsc.training.trainer import make_accelerator
 
@@ -59,7 +59,7 @@ def zero_rates(
         output_dir=str(folder / "run"),
     )
     config = replace(config, tokenizer=replace(config.tokenizer, num_tokens=16))
-    checkpoint = load_checkpoint(train(config, make_accelerator(), RunProgress(steps, show=False)))
+    checkpoint = load_checkpoint(train_to_the_end(config, make_accelerator(), RunProgress(steps, show=False)))
     cells = read_shards(shards, "heldout", checkpoint.vocabulary, most=10_000)
     decile_positions = RATIO * NUM_GENES / 10 * cells.counts.shape[0]
     assert 0.5 / decile_positions**0.5 < WORST_NOISE

@@ -102,7 +102,7 @@ def test_without_training_cells_there_are_no_baselines_and_that_is_said(folder, 
     run = tmp_path / "run"
     run.mkdir()
     for path in (folder / "runs" / "a").iterdir():
-        if path.name != "training.yaml":
+        if path.is_file() and path.name != "training.yaml":
             (run / path.name).write_bytes(path.read_bytes())
     arguments = ["--checkpoint", str(run), "--mask-ratios", "0.5"]
     assert main(["evaluate", "inpaint", *arguments]) == 2

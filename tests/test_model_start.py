@@ -21,6 +21,7 @@ from mdsc.data.tokenizers import Tokenizer, make_tokenizer
 from mdsc.diffusion.corruption import hide_fraction
 from mdsc.diffusion.evidence import hide
 from mdsc.model import MdscModel, build_model
+from mdsc.model.attention import Attending
 from mdsc.model.cell_state import ZeroLinear
 from mdsc.prep.simulate import simulate_shards
 from mdsc.prep.simulated_cells import SimulationConfig, Truth
@@ -67,7 +68,7 @@ def test_gates_and_heads_that_a_file_lacks_start_at_zero(tmp_path: Path):
 
 def test_a_new_block_is_the_identity():
     model, x = MdscModel(tiny_config()), torch.randn(2, 5, 16)
-    assert all(torch.equal(block(x, torch.randn(2, 16), None), x) for block in model.blocks)
+    assert all(torch.equal(block(x, torch.randn(2, 16), Attending("eager", None)), x) for block in model.blocks)
 
 
 @dataclass(frozen=True)

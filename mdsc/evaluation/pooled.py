@@ -16,7 +16,7 @@ from mdsc.config.schema import TrainConfig
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.shard_writer import ShardWriter
 from mdsc.evaluation.inpaint import ModelPredictor
-from mdsc.training.command import train
+from mdsc.training.command import train_to_the_end
 from mdsc.training.progress import RunProgress
 from mdsc.training.trainer import make_accelerator
 
@@ -34,7 +34,7 @@ def fit_pooled(
         with ShardWriter(shards, vocabulary) as writer:
             writer.write("train", counts, {}, [str(row) for row in range(counts.shape[0])])
         config = pooled_config(run, str(shards), f"{folder}/run", max_steps)
-        checkpoint = load_checkpoint(train(config, make_accelerator(), RunProgress(max_steps, show=False)))
+        checkpoint = load_checkpoint(train_to_the_end(config, make_accelerator(), RunProgress(max_steps, show=False)))
 
     def predict(gene_ids, tokens, counts, is_pad, *conditions):
         return checkpoint.model(gene_ids, tokens, counts, is_pad).logits

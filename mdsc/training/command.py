@@ -165,6 +165,13 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
     return 0
 
 
+def train_to_the_end(config: TrainConfig, accelerator: Accelerator, progress: RunProgress) -> Path:
+    """Train, and give the run's folder. A signal that stops the run is a KeyboardInterrupt here."""
+    if train(config, accelerator, progress):
+        raise KeyboardInterrupt
+    return Path(config.output_dir)
+
+
 def _new_model(config: TrainConfig, loader: CellLoader, levels: dict) -> tuple[nn.Module, Tokenizer]:
     """A model that starts from the statistics of the training cells, and the tokenizer with its fitted values."""
     folder, tokenizer = loader.folder, loader.tokenizer
