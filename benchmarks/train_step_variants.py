@@ -17,8 +17,9 @@ from mdsc.data.tokenizers import make_tokenizer
 from mdsc.diffusion.corruption import Corruption, corrupt
 from mdsc.diffusion.evidence import hide
 from mdsc.diffusion.losses import objective
-from mdsc.model import MdscConfig, MdscModel
 from mdsc.model.attention import attending
+from mdsc.model.configuration import MdscConfig
+from mdsc.model.modeling import MdscModel
 from mdsc.model.trunk_size import trunk_parameters
 from mdsc.training.optimizer import make_optimizer
 

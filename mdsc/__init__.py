@@ -14,7 +14,9 @@ from mdsc.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
     from mdsc.checkpoint import load_checkpoint
-    from mdsc.model import MdscConfig, MdscModel, build_model
+    from mdsc.model.configuration import MdscConfig
+    from mdsc.model.initialisation import build_model
+    from mdsc.model.modeling import MdscModel
     from mdsc.sampling.anndata_generation import generate_anndata
     from mdsc.sampling.anndata_inpainting import inpaint_anndata
 
@@ -30,9 +32,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "MdscConfig": "mdsc.model",
-    "MdscModel": "mdsc.model",
-    "build_model": "mdsc.model",
+    "MdscConfig": "mdsc.model.configuration",
+    "MdscModel": "mdsc.model.modeling",
+    "build_model": "mdsc.model.initialisation",
     "generate_anndata": "mdsc.sampling.anndata_generation",
     "inpaint_anndata": "mdsc.sampling.anndata_inpainting",
     "load_checkpoint": "mdsc.checkpoint",

@@ -25,9 +25,10 @@ from mdsc.cli import main
 from mdsc.config.schema import ModelConfig, TrainConfig
 from mdsc.errors import UserError
 from mdsc.evaluation.pooled import pooled_config
-from mdsc.model import MdscModel, attention
+from mdsc.model import attention
 from mdsc.model.attention import BACKENDS, Attending, attending, padding_mask
 from mdsc.model.blocks import Attention
+from mdsc.model.modeling import MdscModel
 from mdsc.training.option_checks import check
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mdsc.data.batch import batch_from_csr
 from mdsc.data.tokenizers import make_tokenizer
 from mdsc.diffusion.evidence import hide
-from mdsc.model import MdscModel
+from mdsc.model.modeling import MdscModel
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 depths = pytest.mark.parametrize("num_layers", [pytest.param(0, id="pooled"), pytest.param(2, id="dit")])

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
 import mdsc
-from mdsc.model import MdscConfig, MdscModel
+from mdsc.model.configuration import MdscConfig
+from mdsc.model.modeling import MdscModel
 
 
 @pytest.fixture(autouse=True)

@@ -20,9 +20,10 @@ from mdsc.data.shards import ShardFolder
 from mdsc.data.tokenizers import Tokenizer, make_tokenizer
 from mdsc.diffusion.corruption import hide_fraction
 from mdsc.diffusion.evidence import hide
-from mdsc.model import MdscModel, build_model
 from mdsc.model.attention import Attending
 from mdsc.model.cell_state import ZeroLinear
+from mdsc.model.initialisation import build_model
+from mdsc.model.modeling import MdscModel
 from mdsc.prep.simulate import simulate_shards
 from mdsc.prep.simulated_cells import SimulationConfig, Truth
 

@@ -10,7 +10,8 @@ from tiny_model import tiny_model
 from mdsc.config.schema import TrainConfig
 from mdsc.config.shipped import shipped_config
 from mdsc.config.yaml_flags import parse
-from mdsc.model import MdscConfig, MdscModel
+from mdsc.model.configuration import MdscConfig
+from mdsc.model.modeling import MdscModel
 from mdsc.model.trunk_size import attention_flops, matrix_flops, trunk_parameters
 
 SIZES = {"tiny": 33e3, "small": 30e6, "base": 100e6, "large": 400e6, "xl": 1e9}

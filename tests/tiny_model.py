@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from mdsc.model import MdscConfig, MdscModel
+from mdsc.model.configuration import MdscConfig
+from mdsc.model.modeling import MdscModel
 
 NUM_GENES, NUM_TOKENS = 40, 7
 CONDITIONS = {"condition_levels": {"drug": ["a", "b"]}, "vector_sizes": {"text": 5}}

@@ -65,7 +65,6 @@ class DenseCells:
         width = len(gene_set)
         self.gene_ids[lane, :, :width] = gene_set
         self.num_real[lane] = width
-        self.tokens[lane, :, :width] = 0
         # Genes that are not drawn have a column of their own, the last, which is thrown away. Small numbers, so that
         # the table stays in the cache.
         column_of = np.full(vocabulary_size, width, dtype=np.min_scalar_type(width))
@@ -141,6 +140,7 @@ def _fill(
     dense_tokens: np.ndarray,
 ) -> None:
     """Put the entries of genes that have a column below `width` into the two tables (cells, genes)."""
+    dense_tokens[:, :width] = 0
     parts = [slice(group.starts[row], group.starts[row + 1]) for group, row in zip(groups, rows, strict=True)]
     entries = np.concatenate([as_numbers(group.entries)[part] for group, part in zip(groups, parts, strict=True)])
     entries = entries.view(groups[0].entries.dtype)
