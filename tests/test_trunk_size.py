@@ -12,7 +12,7 @@ from mdsc.config.shipped import shipped_config
 from mdsc.config.yaml_flags import parse
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.modeling import MdscModel
-from mdsc.model.trunk_size import attention_flops, matrix_flops, trunk_parameters
+from mdsc.model.trunk_size import attention_flops, matrix_flops, training_flops, trunk_parameters
 
 SIZES = {"tiny": 33e3, "small": 30e6, "base": 100e6, "large": 400e6, "xl": 1e9}
 
@@ -59,3 +59,4 @@ def test_flops_are_those_that_torch_counts():
     biases -= 2 * 6 * width
     per_gene = matrix_flops(trunk_parameters(model.blocks) - biases) + attention_flops(2, width, genes)
     assert counter.get_total_flops() - modulation == batch * genes * per_gene / 3
+    assert training_flops(model, genes) == genes * (per_gene + matrix_flops(biases))

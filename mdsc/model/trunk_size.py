@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from mdsc.model.blocks import DiTBlock
+from mdsc.model.modeling import MdscModel
 
 
 def trunk_parameters(blocks: Iterable[DiTBlock] | Iterable[nn.Module]) -> int:
@@ -34,3 +35,12 @@ def attention_flops(num_layers: int, hidden_size: int, num_genes: int) -> int:
     A kernel that computes q k^T anew on the way back does more, but that is its own affair.
     """
     return 12 * num_layers * num_genes * hidden_size
+
+
+def training_flops(model: MdscModel, num_genes: int) -> int:
+    """Floating-point operations of one cell in a training step of the whole model; 0 without blocks."""
+    config = model.config
+    if not config.num_layers:
+        return 0
+    between = attention_flops(config.num_layers, config.hidden_size, num_genes)
+    return num_genes * (matrix_flops(trunk_parameters(model.blocks)) + between)
