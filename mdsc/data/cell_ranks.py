@@ -1,8 +1,9 @@
 """Where each count stands among the nonzero counts of its cell: distinct values at or below it, and counts below it.
 
 Both are given twice: for the stored nonzeros of whole cells (numpy, CSR) and for a dense panel (torch). The two agree
-exactly, so that targets made by the loader and the states made by samplers are the same tokens. Nothing is sorted: a
-table of cells x counts is filled and summed along the counts, which is an order of magnitude faster on CPUs.
+exactly, so that targets made by the loader and the states made by samplers are the same tokens. On a CPU nothing is
+sorted: a table of cells x counts is filled and summed along the counts, which is an order of magnitude faster. But the
+largest count must be known for it, for which the host would have to wait for a GPU: there, counts are sorted.
 """
 
 import numpy as np
@@ -53,6 +54,10 @@ def csr_counts_below(
 
 def dense_ranks(counts: Int[Tensor, "batch genes"]) -> Int[Tensor, "batch genes"]:
     """As `csr_dense_ranks` over the nonzero counts of each row; 0 where the count is 0."""
+    if _sorts(counts):
+        ascending, place = _sorted_places(counts)
+        is_new = torch.diff(ascending, dim=1, prepend=torch.zeros_like(ascending[:, :1])) > 0
+        return is_new.cumsum(dim=1).gather(1, place)
     value, num_values = _number_values(counts)
     present = torch.zeros(len(counts), num_values, dtype=torch.bool, device=counts.device)
     present.scatter_(1, value, True)
@@ -62,6 +67,9 @@ def dense_ranks(counts: Int[Tensor, "batch genes"]) -> Int[Tensor, "batch genes"
 
 def counts_below(counts: Int[Tensor, "batch genes"]) -> Int[Tensor, "batch genes"]:
     """As `csr_counts_below` over the nonzero counts of each row; 0 where the count is 0."""
+    if _sorts(counts):
+        _, place = _sorted_places(counts)
+        return (place - (counts == 0).sum(dim=1, keepdim=True)).clamp(min=0)
     value, num_values = _number_values(counts)
     histogram = torch.zeros(len(counts), num_values, dtype=torch.long, device=counts.device)
     histogram.scatter_add_(1, value, torch.ones_like(value))
@@ -111,6 +119,17 @@ def _places(
         num_values = len(distinct)
     row_start = np.arange(num_cells, dtype=np.int64) * num_values
     return np.repeat(row_start, np.diff(indptr)) + value, (num_cells, num_values)
+
+
+def _sorts(counts: Tensor) -> bool:
+    return counts.is_cuda
+
+
+def _sorted_places(counts: Int[Tensor, "batch genes"]) -> tuple[Int[Tensor, "batch genes"], Int[Tensor, "batch genes"]]:
+    """The counts of each row in ascending order, and the first place of each count among them."""
+    counts = counts.contiguous()
+    ascending = counts.sort(dim=1).values
+    return ascending, torch.searchsorted(ascending, counts)
 
 
 def _number_values(counts: Int[Tensor, "batch genes"]) -> tuple[Int[Tensor, "batch genes"], int]:

@@ -269,4 +269,10 @@ def _token_table(top: int, edges: tuple[int, ...]) -> Int16[np.ndarray, " number
 
 
 def _bucket(numbers: Int[Tensor, "batch genes"], edges: tuple[int, ...]) -> Int64[Tensor, "batch genes"]:
-    return torch.bucketize(numbers.long(), torch.tensor(edges, device=numbers.device), right=True) - 1
+    return torch.bucketize(numbers.long(), _edges_on(numbers.device, edges), right=True) - 1
+
+
+@cache
+def _edges_on(device: torch.device, edges: tuple[int, ...]) -> Int64[Tensor, " tokens"]:
+    """Sent once: a host that sends numbers of its own waits until a GPU has done all that it was given before."""
+    return torch.tensor(edges, device=device)

@@ -19,8 +19,10 @@ def factor_posterior(
         prior: precision of each factor.
 
     Returns:
-        the posterior mean of z, and the lower Cholesky factor of its precision.
+        the posterior mean of z, and the lower Cholesky factor of its precision; NaN where that is not positive.
     """
     weighted = loadings * precision[..., None]
-    root = torch.linalg.cholesky(torch.diag(prior) + loadings.mT @ weighted)
+    # `cholesky` would wait for the device to say whether it went well; here NaN says so.
+    root, failed = torch.linalg.cholesky_ex(torch.diag(prior) + loadings.mT @ weighted)
+    root = root.masked_fill((failed > 0)[..., None, None], torch.nan)
     return torch.cholesky_solve(weighted.mT @ residual[..., None], root)[..., 0], root
