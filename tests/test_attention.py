@@ -263,8 +263,9 @@ ONE_GRAPH = """
 import torch
 from tiny_model import tiny_cells, tiny_model
 
-for pads in (0, 6):
-    model, cells = tiny_model(num_layers=1).train(), tiny_cells(genes=21)
+for pads, backbone in ((0, "dit"), (6, "dit"), (6, "latent")):
+    model, cells = tiny_model(num_layers=1, backbone=backbone).train(), tiny_cells(genes=21)
+    cells["max_nonzero"] = 21
     cells["is_pad"][0, 21 - pads :] = True
     cells["is_pad"] = cells["is_pad"] if pads else None
     torch.compiler.reset()

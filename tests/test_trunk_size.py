@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_model import tiny_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from mdsc.config.schema import TrainConfig
 from mdsc.config.shipped import shipped_config
 from mdsc.config.yaml_flags import parse
+from mdsc.model.attention import Attending
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.modeling import MdscModel
 from mdsc.model.trunk_size import attention_flops, matrix_flops, training_flops, trunk_parameters
@@ -44,10 +46,6 @@ def test_a_config_tells_the_size_of_its_trunk(size: str):
 
 def test_flops_are_those_that_torch_counts():
     """Of the blocks forward, with adaLN taken out: a third of a training step."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from mdsc.model.attention import Attending
-
     model = tiny_model(num_layers=2, attn_implementation="eager")
     batch, genes, width = 3, 20, model.config.hidden_size
     x, condition = torch.randn(batch, genes, width), torch.randn(batch, width)
@@ -60,3 +58,32 @@ def test_flops_are_those_that_torch_counts():
     per_gene = matrix_flops(trunk_parameters(model.blocks) - biases) + attention_flops(2, width, genes)
     assert counter.get_total_flops() - modulation == batch * genes * per_gene / 3
     assert training_flops(model, genes) == genes * (per_gene + matrix_flops(biases))
+
+
+@pytest.mark.parametrize("genes", [256, 512])
+def test_flops_of_the_latent_backbone_are_those_that_torch_counts(genes: int):
+    """Without adaLN and without biases. The columns that are read are the nonzero genes here, but for the null's."""
+    model = tiny_model(num_layers=2, attn_implementation="eager", backbone="latent", num_latents=24)
+    config, batch, columns = model.config, 3, 128
+    x, condition = torch.randn(batch, genes, config.hidden_size), torch.randn(batch, config.hidden_size)
+    tokens = torch.zeros(batch, genes, dtype=torch.long)
+    tokens[:, : columns - 1] = 1
+    with FlopCounterMode(display=False) as counter:
+        between = model.latent_read(x, tokens, condition, "eager", None)
+        for block in model.blocks:
+            between = block(between, condition, Attending("eager", None))
+        model.latent_readout(x, between, condition, Attending("eager", None))
+    modulation = 2 * batch * config.hidden_size * config.hidden_size * (4 + 2 * 6 + 8)
+    found = (counter.get_total_flops() - modulation) * 3 / batch
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.bias = None
+    assert training_flops(model, genes, nonzero_share=columns / genes) == found
+
+
+def test_the_latent_backbone_is_linear_in_genes():
+    model = tiny_model(backbone="latent")
+    at = [training_flops(model, genes) for genes in (8000, 16_000, 24_000)]
+    assert at[2] - at[1] == at[1] - at[0] > 0
+    assert training_flops(tiny_model(backbone="latent", num_layers=0), 8000) == 0

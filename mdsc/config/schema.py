@@ -50,10 +50,15 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    backbone: Literal["dit", "latent"] = "dit"
+    """dit: genes look at each other. latent: visible nonzero genes are read into a few latent tokens, and every gene is
+    read out from these; cost is linear in genes, so that a whole transcriptome fits in one pass."""
+    num_latents: int = 32
+    """Latent tokens of the latent backbone, 16 to 64 as a rule."""
     hidden_size: int = 256
     """Width of the trunk."""
     num_layers: int = 8
-    """DiT blocks; 0 leaves the transformer out."""
+    """Blocks, which work on genes or on latents; 0 leaves the backbone out."""
     num_heads: int = 4
     """Attention heads."""
     mlp_ratio: float = 4.0

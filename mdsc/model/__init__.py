@@ -1,1 +1,1 @@
-"""The network: a gene-conditioned DiT with a cell-state pathway."""
+"""The network: a gene-conditioned backbone, DiT or latent, with a cell-state pathway."""

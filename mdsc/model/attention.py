@@ -159,10 +159,13 @@ def attend(
     attending: Attending,
     module: nn.Module,
     query: Float[Tensor, "batch heads genes head"],
-    key: Float[Tensor, "batch heads genes head"],
-    value: Float[Tensor, "batch heads genes head"],
+    key: Float[Tensor, "batch heads sources head"],
+    value: Float[Tensor, "batch heads sources head"],
 ) -> Float[Tensor, "batch genes heads head"]:
-    """softmax(q k^T / sqrt(head)) v over all genes that are no pads. `module` has the config, and is not causal."""
+    """softmax(q k^T / sqrt(head)) v over all sources that the mask leaves.
+
+    Queries and sources may be the same genes. `module` has the config, and is not causal.
+    """
     function = ATTENTION_FUNCTIONS.get_interface(attending.implementation, eager_attention)
     scaling = query.shape[-1] ** -0.5
     # Without is_causal, transformers' functions take what they are given for text.

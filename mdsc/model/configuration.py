@@ -4,7 +4,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 
 class MdscConfig(PreTrainedConfig):
-    """Shape of an `MdscModel`. Sizes are numbers of features; `num_layers=0` leaves the transformer out."""
+    """Shape of an `MdscModel`. Sizes are numbers of features; `num_layers=0` leaves the backbone out."""
 
     model_type = "mdsc"
     # transformers makes a dataclass of this whose __init__ takes more than its fields; jaxtyping's check cannot know.
@@ -14,6 +14,10 @@ class MdscConfig(PreTrainedConfig):
     """Genes of the vocabulary (rows of the gene tables)."""
     num_tokens: int = 0
     """Data tokens, zero included; the mask is token `num_tokens`, padding `num_tokens + 1`."""
+    backbone: str = "dit"
+    """What works on the genes: "dit", where each looks at all, or "latent", which has a few tokens between them."""
+    num_latents: int = 32
+    """Latent tokens of the latent backbone."""
     hidden_size: int = 256
     num_layers: int = 8
     num_heads: int = 4
@@ -47,6 +51,10 @@ class MdscConfig(PreTrainedConfig):
         for name in ("dropout", "state_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it lies between 0 and 1")
+        if self.backbone not in ("dit", "latent"):
+            raise ValueError(f"backbone is {self.backbone!r}; it is 'dit' or 'latent'")
+        if self.num_latents < 1:
+            raise ValueError(f"num_latents is {self.num_latents}; it takes 1 or more")
         if self.state_pooling not in ("posterior", "mean"):
             raise ValueError(f"state_pooling is {self.state_pooling!r}; it is 'posterior' or 'mean'")
         if self.hidden_size % self.num_heads:

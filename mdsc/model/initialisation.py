@@ -34,6 +34,8 @@ def build_model(
         MdscConfig(
             num_genes=num_genes,
             num_tokens=num_tokens,
+            backbone=config.backbone,
+            num_latents=config.num_latents,
             hidden_size=config.hidden_size,
             num_layers=config.num_layers,
             num_heads=config.num_heads,

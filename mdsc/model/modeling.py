@@ -2,7 +2,7 @@
 
 - gene-conditioned: a gene is told by its id, never by its position; permuting the genes permutes the output
 - logits = log of the gene's token frequencies + low-rank head of the cell state + response to the gene's own evidence +
-  DiT head; all but the first start at zero, so that step 0 is the gene-marginal baseline
+  head of the backbone (DiT or latent); all but the first start at zero, so that step 0 is the gene-marginal baseline
 - no time input: for absorbing diffusion it is redundant (Zheng et al. 2024, arXiv 2409.02908)
 - the mask is an input token only: the head has no output for it, so p(mask) = 0 (MDLM's SUBS, arXiv 2406.07524)
 """
@@ -26,6 +26,7 @@ from mdsc.model.cell_state import CellState, ZeroLinear
 from mdsc.model.conditions import Conditions
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.gene_evidence import NUM_FEATURES, GeneEvidence, GeneResponse
+from mdsc.model.latent import LatentRead, LatentReadout
 
 ALIGNMENT = 64
 """Bytes; where torch puts its own tensors."""
@@ -41,7 +42,7 @@ class MdscOutput(ModelOutput):
 
 
 class MdscModel(PreTrainedModel):
-    """A DiT over the genes of a cell, beside a cell-state pathway; without layers, the pathway alone."""
+    """A backbone over the genes of a cell, beside a cell-state pathway; without layers, the pathway alone."""
 
     config_class = MdscConfig
     base_model_prefix = "mdsc"
@@ -71,6 +72,9 @@ class MdscModel(PreTrainedModel):
                 self.evidence_to_genes = nn.Linear(NUM_FEATURES + 1, size, bias=False)
             self.state_to_condition = nn.Linear(2 * config.state_size + 1, size)
             self.blocks = nn.ModuleList([DiTBlock(config) for _ in range(config.num_layers)])
+            if config.backbone == "latent":
+                self.latent_read = LatentRead(config)
+                self.latent_readout = LatentReadout(config)
             self.final = FinalLayer(config)
         self.post_init()
 
@@ -134,6 +138,9 @@ class MdscModel(PreTrainedModel):
                     nn.init.zeros_(module.bias)
             case nn.Embedding():
                 nn.init.normal_(module.weight, std=0.5)
+            case LatentRead():
+                nn.init.normal_(module.latents, std=0.5)
+                nn.init.normal_(module.null, std=0.5)
             case CellState():
                 for parameter in (module.gene_value, module.log_precision, module.log_prior):
                     nn.init.zeros_(parameter)
@@ -155,6 +162,7 @@ class MdscModel(PreTrainedModel):
         *,
         fold: Int[Tensor, " batch"] | None = None,
         pathway_only: bool = False,
+        max_nonzero: int | None = None,
     ) -> MdscOutput:
         """Logits of each gene's token.
 
@@ -166,7 +174,9 @@ class MdscModel(PreTrainedModel):
             categories: ids of categorical conditions, 0 (or no entry) for unknown.
             vectors: vector conditions; no entry for unknown.
             fold: of a training cell while it is trained on (`mdsc.data.folds`); None and 0 are for other cells.
-            pathway_only: leave the DiT out, as if the model had no layers.
+            pathway_only: leave the backbone out, as if the model had no layers.
+            max_nonzero: no cell has more genes of which a count above 0 is visible. The latent backbone finds out where
+                it is not told, for which the host waits for a GPU.
         """
         condition = self.conditions(categories, vectors, len(tokens), tokens.device)
         summary, state = self.cell_state(gene_ids, tokens, counts, condition)
@@ -180,9 +190,12 @@ class MdscModel(PreTrainedModel):
             if self.config.factor_size:
                 x = x + self.evidence_to_genes(torch.cat([evidence, surprise], dim=-1))
             condition = F.silu(self.state_to_condition(torch.cat([summary, state], dim=-1)) + condition)
-            how = attending(self.config._attn_implementation, x, is_pad)
+            is_latent = self.config.backbone == "latent"
+            how = attending(self.config._attn_implementation, x, None if is_latent else is_pad)
+            between = self.latent_read(x, tokens, condition, how.implementation, max_nonzero) if is_latent else x
             for block in self.blocks:
-                x = block(x, condition, how)  # (batch, genes, hidden)
+                between = block(between, condition, how)  # (batch, genes or latents, hidden)
+            x = self.latent_readout(x, between, condition, how) if is_latent else between
             logits = logits + self.final(x, condition)
         return MdscOutput(logits=logits, cell_state=state)
 

@@ -108,8 +108,8 @@ def _training(facts: CardFacts) -> Iterator[str]:
     yield f"- Optimiser steps: {'not known' if facts.step is None else f'{facts.step:,}'}"
     yield f"- Weights: {facts.num_weights:,} numbers in `model.safetensors`, averaged over steps, fixed tables included"
     yield (
-        f"- Network: width {config['hidden_size']}, layers {config['num_layers']}, heads {config['num_heads']}, "
-        f"cell state {config['state_size']}"
+        f"- Network: {_backbone(config)} width {config['hidden_size']}, layers {config['num_layers']}, "
+        f"heads {config['num_heads']}, cell state {config['state_size']}"
     )
     for group, names in SHOWN_OPTIONS:
         chosen = {name: facts.options[group][name] for name in names if name in facts.options.get(group, {})}
@@ -118,6 +118,13 @@ def _training(facts: CardFacts) -> Iterator[str]:
     if facts.options:
         yield "- All options: `training.yaml`"
     yield f"- Written by mdsc {__version__}"
+
+
+def _backbone(config: dict[str, Any]) -> str:
+    """Checkpoints from before there was a choice do not name it."""
+    if config.get("backbone", "dit") == "dit":
+        return "dit,"
+    return f"latent ({config['num_latents']} tokens),"
 
 
 def _scores(facts: CardFacts) -> Iterator[str]:

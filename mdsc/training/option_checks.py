@@ -19,6 +19,7 @@ def check(config: TrainConfig, num_processes: int) -> None:
         "data.num-genes": data.num_genes,
         "data.num-lanes": data.num_lanes,
         "data.window": data.window,
+        "model.num-latents": model.num_latents,
         "model.hidden-size": model.hidden_size,
         "model.num-heads": model.num_heads,
         "model.state-size": model.state_size,
@@ -78,7 +79,7 @@ def check(config: TrainConfig, num_processes: int) -> None:
             model.attention,
             "cuda" if torch.cuda.is_available() else "cpu",
             is_half=train.precision != "fp32",
-            has_pads=data.gene_draw == "expressed",
+            has_pads=data.gene_draw == "expressed" and model.backbone == "dit",
             needs_grad=True,
         )
         require(model.attention, reason, flag="--model.attention")

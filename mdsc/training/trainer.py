@@ -23,6 +23,7 @@ from mdsc.diffusion.evidence import hide
 from mdsc.diffusion.losses import objective
 from mdsc.model.bf16 import computes_bf16
 from mdsc.model.keyed_dropout import keyed_dropout
+from mdsc.model.latent import most_nonzero
 from mdsc.training.bad_batches import BadBatches
 from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.ema import Ema
@@ -92,10 +93,12 @@ class Trainer:
         self.values = torch.tensor(tokenizer.values, dtype=torch.float32, device=self.device)
         # Each process scores its share of them.
         mine = torch.arange(accelerator.process_index, len(validation_cells), accelerator.num_processes)
+        self.validation_max_nonzero = self._max_nonzero(validation_cells)
         self.validation_cells = validation_cells.select(mine).to(self.device)
         self.uses_bf16 = uses_bf16(config.train.precision, self.device)
         self.has_pads = config.data.gene_draw == "expressed"
         self._is_pathway_phase: bool | None = None
+        self._batch_max_nonzero: int | None = None
 
     def run(
         self,
@@ -118,7 +121,7 @@ class Trainer:
                 save(self.done)
             self.progress.done(self.done)
             while self.done < train.max_steps and not self.is_stopping:
-                self.step(self.done, next(batches).to(self.device, non_blocking=True))
+                self.step(self.done, next(batches))
                 self._end_step(save, logged)
 
     def _end_step(self, save: Callable[[int], None], logged: Callable[[int], None]) -> None:
@@ -143,6 +146,8 @@ class Trainer:
     def step(self, step: int, batch: CellBatch) -> None:
         """One optimiser step on this process's share of global batch `step`. The host does not wait for the device."""
         train = self.config.train
+        self._batch_max_nonzero = self._max_nonzero(batch)  # before it is sent
+        batch = batch.to(self.device, non_blocking=True)
         self._enter_phase(step, batch)
         micro_batches = batch.split(self.micro_batch_size)
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)  # the last one: who wants to stop
@@ -188,7 +193,13 @@ class Trainer:
             form=options.form,
             schedule=options.schedule,
         )
-        predict = partial(self._predict, model, step < self.config.train.pathway_steps, fold=cells.fold)
+        predict = partial(
+            self._predict,
+            model,
+            step < self.config.train.pathway_steps,
+            fold=cells.fold,
+            max_nonzero=self._batch_max_nonzero,
+        )
         with keyed_dropout(self.model, seed=self.config.seed, step=step, cell_index=cells.cell_index):
             logits = hide(cells, corruption.hidden).predict(predict, self.tokenizer)
         return objective(logits, cells.tokens, corruption.hidden, corruption.weight, cells.is_pad, self.values, options)
@@ -202,11 +213,16 @@ class Trainer:
         counts: Tensor,
         is_pad: Tensor,
         *rest,
-        fold: Tensor | None = None,
+        **options,
     ) -> Tensor:
         is_pad = is_pad if self.has_pads else None  # attention is faster without a mask
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.uses_bf16):
-            return model(gene_ids, tokens, counts, is_pad, *rest, fold=fold, pathway_only=pathway_only).logits
+            return model(gene_ids, tokens, counts, is_pad, *rest, pathway_only=pathway_only, **options).logits
+
+    def _max_nonzero(self, cells: CellBatch) -> int | None:
+        """What the latent backbone would have to ask the device for."""
+        is_latent = self.config.model.backbone == "latent"
+        return most_nonzero(cells.tokens, self.tokenizer.num_tokens) if is_latent else None
 
     def _enter_phase(self, step: int, batch: CellBatch) -> None:
         is_pathway_phase = step < self.config.train.pathway_steps
@@ -235,7 +251,12 @@ class Trainer:
         self.is_validation_due = True
         with self.averages.paused():
             scores = validate(
-                partial(self._predict, self.ema.model, 0 < self.config.train.pathway_steps >= done),
+                partial(
+                    self._predict,
+                    self.ema.model,
+                    0 < self.config.train.pathway_steps >= done,
+                    max_nonzero=self.validation_max_nonzero,
+                ),
                 self.validation_cells,
                 self.tokenizer,
                 self.config.validation.mask_ratios,
