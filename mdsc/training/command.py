@@ -35,10 +35,11 @@ from mdsc.training.quarantine_log import QuarantineLog
 from mdsc.training.resume import state_to_resume
 from mdsc.training.run_lock import RunLock
 from mdsc.training.run_saver import RunSaver
+from mdsc.training.sharding import make_accelerator
 from mdsc.training.state_files import set_aside
 from mdsc.training.stop_signals import StopSignals
 from mdsc.training.tracking import Tracker
-from mdsc.training.trainer import Trainer, make_accelerator, uses_bf16
+from mdsc.training.trainer import Trainer, uses_bf16
 from mdsc.training.trainer_state import restore
 
 DESCRIPTION = (

@@ -1,0 +1,133 @@
+"""One model over many processes: a copy on each (DDP), or a shard of every weight on each (FSDP2).
+
+Which of the two is accelerate's to say (`accelerate launch --config_file configs/accelerate/fsdp2.yaml`). It starts the
+processes; the sharding is torch's `fully_shard`, since accelerate's own way to it refuses CPUs, and what is tested on
+two CPUs is thereby what runs on GPUs (docs/decisions/0008-sharding.md).
+"""
+
+import os
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, broadcast
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mdsc.errors import UserError
+
+
+def make_accelerator() -> Accelerator:
+    """Give the accelerator of a run: CUDA devices where there are any, else the CPU."""
+    # Buffers are fixed tables, which all processes are given at the start: DDP would send them before every step.
+    wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    # Apple's GPUs lack float64, which the keyed draws need.
+    # Precision is `train.precision`, whatever the launcher's --mixed_precision: the head stays in float32.
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[wrapper])
+
+
+def asked_for_sharding() -> FullyShardedDataParallelPlugin | None:
+    """What accelerate's launcher was told of FSDP, or None. UserError for what is not done here."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true" or not torch.distributed.is_initialized():
+        return None
+    if os.environ.get("FSDP_VERSION") != "2":
+        raise UserError("accelerate was told fsdp_version 1: give 2, as configs/accelerate/fsdp2.yaml does.")
+    plugin = FullyShardedDataParallelPlugin()
+    if os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
+        raise UserError("accelerate was told fsdp_offload_params: leave it out; --train.ema-device cpu saves some.")
+    if plugin.activation_checkpointing:
+        raise UserError("accelerate was told fsdp_activation_checkpointing: leave it out of its configuration.")
+    return plugin
+
+
+def place(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Bring the model to this process's device, with the main process's weights and buffers; sharded, if asked for.
+
+    A shard's process never has the whole model on its device: the blocks (`_no_split_modules`) come one by one, and
+    what is outside of them last. Weights stay float32, and so do sums over processes.
+    """
+    plugin = asked_for_sharding()
+    units = [model]
+    if plugin is not None:
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        units = [module for module in model.modules() if type(module).__name__ in model._no_split_modules] + units
+    for unit in units:
+        for tensor in (*unit.parameters(), *unit.buffers()):
+            if not isinstance(tensor, DTensor):
+                tensor.data = tensor.data.to(accelerator.device)
+                broadcast(tensor.data)
+        if plugin is not None:
+            # The root's weights are the first that the backward pass needs.
+            fully_shard(unit, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward and unit is not model)
+    return model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+def without_sync(model: nn.Module) -> AbstractContextManager:
+    """Gradients of the backward passes within stay on their process, to be summed in the next one without."""
+    if is_sharded(model):
+        return _fsdp_without_sync(model)
+    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
+
+
+@contextmanager
+def _fsdp_without_sync(model: FSDPModule):
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def reshard(model: nn.Module) -> None:
+    """Drop the whole weights that a forward pass has left and no backward pass has ended.
+
+    Else the next forward pass would take them for the weights, whatever has become of the shards.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The part of a weight that this process has, without a gradient; all of it, where nothing is sharded."""
+    data = tensor.detach()
+    return data.to_local() if isinstance(data, DTensor) else data
+
+
+def whole(tensor: Tensor, part: Tensor | None = None) -> Tensor:
+    """All of a tensor, on the device of every process. To be called on all of them.
+
+    `part`, if given, is what this process has of another tensor that is sharded alike; it may lie in host memory.
+    """
+    data = tensor.detach()
+    if not isinstance(data, DTensor):
+        return data if part is None else part
+    if part is not None:
+        part = part.to(data.device)
+        data = DTensor.from_local(
+            part, data.device_mesh, data.placements, run_check=False, shape=data.shape, stride=data.stride()
+        )
+    return data.full_tensor()
+
+
+def give(tensor: Tensor, value: Tensor | None, part: Tensor | None = None) -> None:
+    """Set a tensor on all processes to `value`, which only the main one has; each keeps what is its part of it.
+
+    With `part`, that is set in the place of the tensor's own.
+    """
+    data = tensor.detach()
+    part = own_part(data) if part is None else part
+    if value is None:
+        value = torch.empty(data.shape, dtype=data.dtype, device=data.device)
+    value = value.to(data.device)
+    if isinstance(data, DTensor):
+        part.copy_(distribute_tensor(value, data.device_mesh, data.placements).to_local())
+    else:
+        broadcast(value)
+        part.copy_(value)
