@@ -20,17 +20,15 @@ class Ema:
         """Start from the weights of `model`, which must be float32. `on_host` keeps the averages in host memory."""
         self._model = model
         self._trained = dict(model.named_parameters())
-        self._parts: dict[str, Tensor] = {}
-        self._sent: list[Tensor] = []  # the newest weights, on their way to the host
-        for name, parameter in self._trained.items():
-            part = own_part(parameter)
+        self._parts = {name: own_part(parameter) for name, parameter in self._trained.items()}
+        for name, part in self._parts.items():
             if part.dtype != torch.float32:
                 raise ValueError(f"{name} is {part.dtype}: averages could not be exchanged with it bit for bit")
-            if on_host and part.device.type != "cpu":
-                self._sent.append(torch.empty(part.shape, pin_memory=True))
-                self._parts[name] = torch.empty(part.shape, pin_memory=True).copy_(part)
-            else:
-                self._parts[name] = part.clone()
+        self._sent: list[Tensor] | None = None
+        """The newest weights, on their way to the host."""
+        if on_host:
+            self._sent = [_host_copy(part) for part in self._parts.values()]
+        self._parts = {name: _host_copy(part) if on_host else part.clone() for name, part in self._parts.items()}
         self.decay = decay
         self.num_updates = 0
 
@@ -39,9 +37,10 @@ class Ema:
         """Move towards the model's weights. If the averages are in host memory, the host waits for the device."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         weights = [own_part(parameter) for parameter in self._trained.values()]
-        if self._sent:
+        if self._sent is not None:
             torch._foreach_copy_(self._sent, weights, non_blocking=True)
-            torch.cuda.synchronize(weights[0].device)
+            if weights[0].is_cuda:
+                torch.cuda.synchronize(weights[0].device)
             weights = self._sent
         torch._foreach_lerp_(list(self._parts.values()), weights, 1 - decay)
         self.num_updates += 1
@@ -80,3 +79,7 @@ class Ema:
             kept = mine.clone()
             mine.copy_(theirs)
             theirs.copy_(kept)
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, pin_memory=tensor.is_cuda).copy_(tensor)

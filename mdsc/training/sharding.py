@@ -21,8 +21,13 @@ from mdsc.errors import UserError
 
 def make_accelerator() -> Accelerator:
     """Give the accelerator of a run: CUDA devices where there are any, else the CPU."""
-    # Buffers are fixed tables, which all processes are given at the start: DDP would send them before every step.
-    wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    number = torch.cuda.device_count()
+    if 0 < number <= int(os.environ.get("LOCAL_RANK", "0")):
+        raise UserError(
+            f"accelerate started more processes than this machine has GPUs ({number}): give accelerate launch "
+            f"--num_processes {number}, times the number of machines."
+        )
+    wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     # Apple's GPUs lack float64, which the keyed draws need.
     # Precision is `train.precision`, whatever the launcher's --mixed_precision: the head stays in float32.
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[wrapper])
