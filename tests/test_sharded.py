@@ -55,7 +55,7 @@ def arguments(folder: Path, run: Path, *options: str) -> list[str]:
     """8 steps in both phases, with dropout, accumulation, clipping, and validation cells that no 2 processes share."""
     config = tiny_config(folder, max_steps=STEPS, pathway_steps=3)
     config = replace(config, model=replace(config.model, num_layers=2), output_dir=str(run))
-    every = ("--train.save-every", "2", "--train.validate-every", "4", "--train.keep-last", "9")
+    every = ("--train.save-every", "2", "--train.validate-every", "3", "--train.keep-last", "9")
     sizes = ("--train.batch-size", "4", "--validation.num-cells", "23", "--train.clip-norm", "0.2")
     return [*flags(config), *every, *sizes, "--model.dropout", "0.1", "--train.precision", "fp32", *options]
 
@@ -162,9 +162,9 @@ def test_sigterm_to_one_process_that_validates_stops_both(
 ):
     """The other one would wait for its part of the weights for ever."""
     run = tmp_path / "run"
-    process = server.start(folder, arguments(folder, run), STOP_AT="4", **SHARDED)
+    process = server.start(folder, arguments(folder, run), STOP_AT="3", **SHARDED)
     assert process.wait() == [128 + signal.SIGTERM] * 2, process.said()
-    assert saved_steps(run)[-1] == 4
+    assert saved_steps(run)[-1] == 3
     server.finish(folder, arguments(folder, run, "--resume", "auto"), **SHARDED)
     assert differences(runs["fsdp"], run) == []
 
