@@ -90,6 +90,14 @@ def test_two_processes_train_as_one_does(runs: dict[str, Path], kind: str):
     assert min(norms) > 0.2, "clipping is part of what is compared"
 
 
+def test_weights_that_travel_in_bf16_are_those_of_autocast(folder: Path, server: ForkServer, tmp_path: Path):
+    runs = [tmp_path / kind for kind in ("ddp", "fsdp")]
+    for run in runs:
+        server.finish(folder, arguments(folder, run, "--train.precision", "bf16"), **KINDS[run.name])
+    for mine, theirs in zip(*map(metrics, runs), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-6, abs=1e-12)
+
+
 def test_shards_are_no_part_of_what_is_saved(runs: dict[str, Path]):
     assert load_checkpoint(runs["fsdp"]).config.train.max_steps == STEPS
     for step in saved_steps(runs["one"]):

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, broadcast
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mdsc.errors import UserError
@@ -47,26 +47,43 @@ def asked_for_sharding() -> FullyShardedDataParallelPlugin | None:
     return plugin
 
 
-def place(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+def place(model: nn.Module, accelerator: Accelerator, *, in_bf16: bool) -> nn.Module:
     """Bring the model to this process's device, with the main process's weights and buffers; sharded, if asked for.
 
-    A shard's process never has the whole model on its device: the blocks (`_no_split_modules`) come one by one, and
-    what is outside of them last. Weights stay float32, and so do sums over processes.
+    A process with a shard never has the whole model on its device: the blocks (`_no_split_modules`) come one by one,
+    and what is outside of them last. Weights stay float32, and so do sums over processes. `in_bf16` is whether autocast
+    will compute in bf16.
     """
     plugin = asked_for_sharding()
-    units = [model]
-    if plugin is not None:
-        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        units = [module for module in model.modules() if type(module).__name__ in model._no_split_modules] + units
-    for unit in units:
-        for tensor in (*unit.parameters(), *unit.buffers()):
-            if not isinstance(tensor, DTensor):
-                tensor.data = tensor.data.to(accelerator.device)
-                broadcast(tensor.data)
-        if plugin is not None:
-            # The root's weights are the first that the backward pass needs.
-            fully_shard(unit, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward and unit is not model)
-    return model
+    if plugin is None:
+        _take_from_main(model, accelerator)
+        return model
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for block in [module for module in model.modules() if type(module).__name__ in model._no_split_modules]:
+        _take_from_main(block, accelerator)
+        # Autocast would make the bf16 weights of all blocks anew and keep them for the backward pass. The shards are
+        # rounded before they are sent instead: the same numbers to the bit, half the bytes, and none are kept.
+        is_rounded = in_bf16 and _has_linear_weights_alone(block)
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if is_rounded else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=plugin.reshard_after_forward)
+    _take_from_main(model, accelerator)
+    # What is outside of the blocks is needed first in the backward pass: to drop it before would be in vain.
+    return fully_shard(model, mesh=mesh, reshard_after_forward=False)
+
+
+def _take_from_main(module: nn.Module, accelerator: Accelerator) -> None:
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not isinstance(tensor, DTensor):
+            tensor.data = tensor.data.to(accelerator.device)
+            broadcast(tensor.data)
+
+
+def _has_linear_weights_alone(module: nn.Module) -> bool:
+    """Whether autocast rounds all weights."""
+    owners = [part for part in module.modules() if list(part.parameters(recurse=False))]
+    return all(isinstance(part, nn.Linear) for part in owners)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -96,6 +113,14 @@ def reshard(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def make_whole_once(model: nn.Module) -> None:
+    """Gather each block and the root, one after the other, and drop them again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
             module.reshard()
 
 

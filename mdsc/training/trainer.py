@@ -65,7 +65,8 @@ class Trainer:
         self.tracker = tracker
         self.device = accelerator.device
         self.micro_batch_size = micro_batch_size(config.train, accelerator.num_processes)
-        self.model = place(model, accelerator).train()
+        self.uses_bf16 = uses_bf16(config.train.precision, self.device)
+        self.model = place(model, accelerator, in_bf16=self.uses_bf16).train()
         self.wrapped_model = self.model  # for several processes, once a phase begins
         self.ema = Ema(self.model, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
         self.parameters = list(self.model.parameters())
@@ -84,7 +85,6 @@ class Trainer:
         self.validation_max_nonzero = self._max_nonzero(validation_cells)
         mine = share_of(validation_cells, accelerator.process_index, accelerator.num_processes)
         self.validation_cells = mine.to(self.device)
-        self.uses_bf16 = uses_bf16(config.train.precision, self.device)
         self.has_pads = config.data.gene_draw == "expressed"
         self._is_pathway_phase: bool | None = None
         self._batch_max_nonzero: int | None = None
