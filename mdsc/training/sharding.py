@@ -58,6 +58,7 @@ def place(model: nn.Module, accelerator: Accelerator, *, in_bf16: bool) -> nn.Mo
     if plugin is None:
         _take_from_main(model, accelerator)
         return model
+    _require_averages(accelerator)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for block in [module for module in model.modules() if type(module).__name__ in model._no_split_modules]:
         _take_from_main(block, accelerator)
@@ -71,6 +72,19 @@ def place(model: nn.Module, accelerator: Accelerator, *, in_bf16: bool) -> nn.Mo
     _take_from_main(model, accelerator)
     # What is outside of the blocks is needed first in the backward pass: to drop it before would be in vain.
     return fully_shard(model, mesh=mesh, reshard_after_forward=False)
+
+
+def _require_averages(accelerator: Accelerator) -> None:
+    """UserError where gradients would be summed: gloo of torch 2.7 takes a mean for a sum, and says nothing."""
+    if accelerator.num_processes > 1:
+        mean = torch.zeros(1, device=accelerator.device)
+        ones = torch.ones(accelerator.num_processes, device=accelerator.device)
+        torch.distributed.reduce_scatter_tensor(mean, ones, op=torch.distributed.ReduceOp.AVG)
+        if mean != 1:
+            raise UserError(
+                f"FSDP2 on {accelerator.device.type} needs newer torch than {torch.__version__}, which cannot average "
+                "gradients: take torch 2.13, or configs/accelerate/ddp.yaml."
+            )
 
 
 def _take_from_main(module: nn.Module, accelerator: Accelerator) -> None:
