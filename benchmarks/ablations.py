@@ -31,7 +31,7 @@ from mdsc.evaluation.cell_sources import read_shards
 from mdsc.evaluation.inpaint import MODEL, HeldOutCells, ModelPredictor, score_inpainting
 from mdsc.training.command import train_to_the_end
 from mdsc.training.progress import RunProgress
-from mdsc.training.trainer import make_accelerator
+from mdsc.training.sharding import make_accelerator
 
 MASK_RATIOS = (0.2, 0.5, 0.8)
 REPEATS = 4

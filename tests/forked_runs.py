@@ -56,7 +56,8 @@ class ForkServer:
         return json.loads(self._process.stdout.readline())
 
     def start(self, folder: Path, arguments: list[str], *, processes: int = 2, **environment: str) -> ForkedRun:
-        """`mdsc train` with these arguments. SLOW: seconds a step; NAN_AT: steps at which process 1 has a bad cell."""
+        """`mdsc train` with these arguments. SLOW: seconds a step; NAN_AT: steps at which process 1 has a bad cell;
+        STOP_AT: after so many steps it gets a SIGTERM when it begins to validate."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -118,7 +119,14 @@ def _become(rank: int, output: str, request: dict) -> None:
             found["loss"] = found["loss"] * float("nan") ** (cells.cell_index == cells.cell_index[1])
         return found
 
-    Trainer.step, Trainer._losses = slow_step, spoiled
+    validate = Trainer._validate
+
+    def stopped(self, done):
+        if rank == 1 and str(done) == os.environ.get("STOP_AT"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        validate(self, done)
+
+    Trainer.step, Trainer._losses, Trainer._validate = slow_step, spoiled, stopped
     code = main(["train", *request["arguments"]])
     sys.stdout.flush()
     sys.stderr.flush()

@@ -16,7 +16,7 @@ from mdsc.prep.simulate import simulate_shards
 from mdsc.prep.simulated_cells import SimulationConfig, Truth
 from mdsc.training.command import train_to_the_end
 from mdsc.training.progress import RunProgress
-from mdsc.training.trainer import make_accelerator
+from mdsc.training.sharding import make_accelerator
 
 NUM_GENES = 300
 RATIO = 0.5

@@ -15,6 +15,7 @@ from mdsc.checkpoint import Checkpoint, load_checkpoint, newest_run, save_checkp
 from mdsc.data.genes import GeneStatistics, GeneVocabulary
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
+from mdsc.training.trainer_state import HostCopy
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,9 @@ def saved(tmp_path_factory) -> tuple[Path, Checkpoint]:
     trainer, loader = tiny_trainer(config)
     trainer.step(0, next(loader.iterate()))
     shards = ShardFolder.open(config.data.dir)
-    checkpoint = Checkpoint(trainer.ema.model, trainer.tokenizer, shards.vocabulary, shards.statistics, config)
+    copy = HostCopy()
+    copy.take(trainer)
+    checkpoint = Checkpoint(copy.model, trainer.tokenizer, shards.vocabulary, shards.statistics, config)
     save_checkpoint(config.output_dir, checkpoint)
     return Path(config.output_dir), checkpoint
 

@@ -1,6 +1,7 @@
 """Which weights decay, the learning rate's shape, and steps that bad gradients cannot take."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -135,20 +136,37 @@ def test_ema_follows_the_warmed_up_decay():
     start = expected = model.weight.item()
     for number, decay in enumerate([1 / 10, 2 / 11, 3 / 12, 0.3, 0.3], start=1):
         model.weight.data.fill_(start + number)
-        ema.update(model)
+        ema.update()
         expected = decay * expected + (1 - decay) * (start + number)
-    assert ema.model.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert ema.whole("weight").item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_ema_is_float32_and_apart_from_the_model():
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).to(torch.bfloat16).train()
+@pytest.mark.parametrize("fails", [False, True])
+def test_averages_are_applied_and_taken_back_to_the_bit(fails: bool):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).train()
     ema = Ema(model, decay=0.9)
-    model[1].running_mean.fill_(3.0)
-    ema.update(model)
-    assert {parameter.dtype for parameter in ema.model.parameters()} == {torch.float32}
-    assert not any(parameter.requires_grad for parameter in ema.model.parameters())
-    assert not ema.model.training
-    assert (ema.model[1].running_mean == 3.0).all()
+    model[0].weight.data.normal_()
+    ema.update()
+    trained, averages = model[0].weight.clone(), ema.whole("0.weight").clone()
+    place = model[0].weight.data_ptr()
+    with nullcontext() if not fails else pytest.raises(ArithmeticError), ema.applied() as applied:
+        assert applied is model
+        assert not model[1].training
+        assert torch.equal(model[0].weight, averages)
+        assert not torch.equal(model[0].weight, trained)
+        if fails:
+            raise ArithmeticError
+    assert model.training
+    assert model[1].training
+    assert torch.equal(model[0].weight, trained)
+    assert torch.equal(ema.whole("0.weight"), averages)
+    assert model[0].weight.data_ptr() == place, "an optimiser's or a compiled graph's place"
+    assert model[0].weight.requires_grad
+
+
+def test_averages_need_float32_weights():
+    with pytest.raises(ValueError, match=r"weight is torch\.bfloat16"):
+        Ema(nn.Linear(2, 2).to(torch.bfloat16), decay=0.9)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,10 @@ NOT_OURS = re.compile(
     r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.png|\w+\.h5ad)$|^config\.json$|^shared/"
     r"|^train-\d+-of-|_metadata\.parquet$"  # Tahoe's
 )
+ACCELERATE = {
+    *("--config_file", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip"),
+    "--main_process_port",
+}
 CHECKPOINT = {
     *("model.safetensors", "genes.parquet", "tokenizer.json", "training.yaml", "quarantined.json", "state.json"),
     "loss.png",
@@ -137,7 +141,7 @@ def help_text() -> str:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_flag_that_is_named_is_there(path: Path, help_text: str):
-    known = set(re.findall(r"--[\w.-]+", help_text)) | {"--help", "--version"} | {"--num_processes"}  # accelerate's
+    known = set(re.findall(r"--[\w.-]+", help_text)) | {"--help", "--version"} | ACCELERATE | {"--ntasks-per-node"}
     assert len(known) > 50
     assert not set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", path.read_text())) - known
 

@@ -24,8 +24,8 @@ from mdsc.training.command import _prepare_embedded_cells, defaults_taken
 from mdsc.training.cpu_processes import asked_for
 from mdsc.training.progress import RunProgress
 from mdsc.training.resume import SavedState
+from mdsc.training.sharding import make_accelerator
 from mdsc.training.tracking import Tracker, read_metrics
-from mdsc.training.trainer import make_accelerator
 
 ROOT = Path(mdsc.__file__).parent.parent
 

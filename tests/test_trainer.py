@@ -127,7 +127,7 @@ def test_what_is_not_finite_changes_no_weight(folder: Path, spoil_step):
     trainer.step(2, next(batches))
     assert any(not torch.equal(mine, theirs) for mine, theirs in zip(trainer.parameters, before, strict=True))
     assert all(math.isfinite(value) for value in trainer.averages.take().values())
-    assert all(parameter.isfinite().all() for parameter in trainer.ema.model.parameters())
+    assert all(trainer.ema.whole(name).isfinite().all() for name in trainer.ema.names())
 
 
 def test_a_run_that_is_never_finite_stops(folder: Path):
@@ -152,7 +152,7 @@ def test_saving_and_logging_come_at_their_steps_and_at_the_end(folder: Path):
 
 def test_validation_does_not_depend_on_its_batch_size(folder: Path):
     trainer, _ = tiny_trainer(tiny_config(folder))
-    predict = lambda *inputs: trainer.ema.model(*inputs).logits  # noqa: E731
+    predict = lambda *inputs: trainer.model(*inputs).logits  # noqa: E731
     arguments = (predict, trainer.validation_cells, trainer.tokenizer, (0.2, 0.8))
     one, other = (validate(*arguments, batch_size=size) for size in (5, 24))
     assert list(one) == [0.2, 0.8]
@@ -166,8 +166,7 @@ def test_a_training_cell_is_read_without_its_fold_and_a_validation_cell_with_all
     trainer, loader = tiny_trainer(tiny_config(folder, pathway_steps=pathway_steps))
     batch, told = next(loader.iterate()), []
     assert len(trainer.model.gene_evidence.fold_loadings) == NUM_FOLDS
-    for model in (trainer.model, trainer.ema.model):
-        model.gene_evidence.register_forward_pre_hook(lambda _, arguments: told.append(arguments[-1]))
+    trainer.model.gene_evidence.register_forward_pre_hook(lambda _, arguments: told.append(arguments[-1]))
     trainer.step(0, batch)
     assert torch.equal(told[-1], batch.fold)
     assert (batch.fold > 0).all()

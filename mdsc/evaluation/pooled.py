@@ -18,7 +18,7 @@ from mdsc.data.shard_writer import ShardWriter
 from mdsc.evaluation.inpaint import ModelPredictor
 from mdsc.training.command import train_to_the_end
 from mdsc.training.progress import RunProgress
-from mdsc.training.trainer import make_accelerator
+from mdsc.training.sharding import make_accelerator
 
 GENE_WEIGHT_DECAY = 0.2
 """Not the run's: beside the evidence of genes their vectors may decay far harder than suits the pathway alone. It does

@@ -35,10 +35,11 @@ from mdsc.training.quarantine_log import QuarantineLog
 from mdsc.training.resume import state_to_resume
 from mdsc.training.run_lock import RunLock
 from mdsc.training.run_saver import RunSaver
+from mdsc.training.sharding import asked_for_sharding, make_accelerator
 from mdsc.training.state_files import set_aside
 from mdsc.training.stop_signals import StopSignals
 from mdsc.training.tracking import Tracker
-from mdsc.training.trainer import Trainer, make_accelerator, uses_bf16
+from mdsc.training.trainer import Trainer, uses_bf16
 from mdsc.training.trainer_state import restore
 
 DESCRIPTION = (
@@ -215,9 +216,10 @@ def _prepare_embedded_cells(config: TrainConfig, accelerator: Accelerator, progr
 def _summary(config: TrainConfig, accelerator: Accelerator, folder: ShardFolder, model: nn.Module) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     precision = "bf16" if uses_bf16(config.train.precision, accelerator.device) else "fp32"
+    sharded = "" if asked_for_sharding() is None else " (weights sharded)"
     return (
         f"{folder.num_cells('train'):,} cells x {len(folder.vocabulary):,} genes, {parameters / 1e6:.1f}M parameters, "
-        f"{accelerator.num_processes} x {accelerator.device.type}, {precision}"
+        f"{accelerator.num_processes} x {accelerator.device.type}{sharded}, {precision}"
     )
 
 

@@ -1,10 +1,12 @@
 """AdamW: which weights decay, the learning rate as a function of the step, and steps that bad gradients cannot take."""
 
 import math
+from collections.abc import Iterable
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mdsc.config.schema import OptimConfig
 
@@ -70,6 +72,18 @@ def learning_rate(step: int, config: OptimConfig) -> float:
     progress = (since - config.warmup_steps) / max(config.max_steps - start - config.warmup_steps, 1)
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return config.learning_rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> Float[Tensor, ""]:
+    """Scale the gradients to this norm, if theirs is larger. Gives theirs: that of whole gradients, where sharded.
+
+    It is the same on all processes, also where a gradient is not finite on one of them.
+    """
+    parameters = list(parameters)
+    norm = nn.utils.get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    return norm
 
 
 def step_if(is_finite: Bool[Tensor, ""], optimizer: torch.optim.Optimizer) -> None:

@@ -4,6 +4,10 @@ For the first `train.pathway_steps` steps the blocks of the network are left out
 training must know beforehand which weights get a gradient; searching the graph for them at every step
 (`find_unused_parameters`) would make all of training pay for its beginning. So the weights that a phase does not use
 are found once, by a backward pass through a few cells, and frozen while it lasts.
+
+Sharded models need none of it: their blocks sum their own gradients, and one that is not used has none. But each must
+have been whole once before gradients are accumulated (torch 2.7 to 2.13 fail on a block that no forward pass has used
+yet).
 """
 
 from collections.abc import Callable
@@ -11,6 +15,8 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+
+from mdsc.training.sharding import is_sharded, make_whole_once
 
 
 def prepare_phase(
@@ -23,6 +29,11 @@ def prepare_phase(
 
     The optimiser leaves frozen weights and their moments alone, because they have no gradient.
     """
+    if is_sharded(model):
+        with torch.no_grad():
+            loss_of(model)  # torch sets up the whole tree in the first forward pass
+        make_whole_once(model)
+        return model
     model.requires_grad_(True)
     optimizer.zero_grad()
     parameters = list(model.parameters())

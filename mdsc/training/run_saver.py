@@ -43,7 +43,12 @@ class RunSaver:
         self._copy = HostCopy()
 
     def save(self, done: int, quarantined: Sequence[Quarantined]) -> None:
-        """Save what `done` steps have made. Training goes on as soon as all is copied; `finish` waits for the disk."""
+        """Save what `done` steps have made. Training goes on as soon as all is copied; `finish` waits for the disk.
+
+        What the main process cannot do ends all of them, before they need each other to put the tensors together.
+        """
+        on_main(self._accelerator, self._writer.wait)  # it may still be reading the copy
+        self._copy.take(self._trainer)
         on_main(self._accelerator, lambda: self._submit(done, tuple(quarantined)))
 
     def finish(self) -> None:
@@ -51,9 +56,7 @@ class RunSaver:
         on_main(self._accelerator, self._writer.wait)
 
     def _submit(self, done: int, quarantined: tuple[Quarantined, ...]) -> None:
-        self._writer.wait()  # it may still be reading the copy
         trainer = self._trainer
-        self._copy.take(trainer)
         if self._tracker is not None:
             self._tracker.to_disk()
         config = trainer.config
@@ -61,7 +64,7 @@ class RunSaver:
         # How a run was started is no part of what it is: a resumed run leaves the same files.
         kept = replace(config, resume=None)
         folder = self._folder
-        parts = Checkpoint(self._copy.ema, trainer.tokenizer, folder.vocabulary, folder.statistics, kept, quarantined)
+        parts = Checkpoint(self._copy.model, trainer.tokenizer, folder.vocabulary, folder.statistics, kept, quarantined)
         tensors, run = self._copy.tensors, Path(config.output_dir)
 
         def fill(state: Path) -> None:

@@ -12,7 +12,6 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import Tensor, nn
 
 from mdsc.config.schema import TrainConfig
@@ -28,25 +27,18 @@ from mdsc.training.bad_batches import BadBatches
 from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import FiniteGuard, is_admitted
-from mdsc.training.optimizer import learning_rate, make_optimizer, set_learning_rate, step_if
+from mdsc.training.optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate, step_if
 from mdsc.training.phases import prepare_phase
 from mdsc.training.progress import RunProgress
+from mdsc.training.sharding import place, without_sync
 from mdsc.training.step_averages import NAMES, StepAverages
 from mdsc.training.step_outcomes import StepOutcomes
 from mdsc.training.tracking import Tracker
-from mdsc.training.validation import record, validate
-
-
-def make_accelerator() -> Accelerator:
-    """Give the accelerator of a run: CUDA devices where there are any, else the CPU."""
-    wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    # Apple's GPUs lack float64, which the keyed draws need.
-    # Precision is `train.precision`, whatever the launcher's --mixed_precision: the head stays in float32.
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[wrapper])
+from mdsc.training.validation import record, share_of, validate
 
 
 class Trainer:
-    """Trains `model` on batches (this process's share of each global batch); `ema.model` is the result."""
+    """Trains `model` on batches (this process's share of each global batch); the result is what `ema` averages."""
 
     def __init__(
         self,
@@ -73,11 +65,10 @@ class Trainer:
         self.tracker = tracker
         self.device = accelerator.device
         self.micro_batch_size = micro_batch_size(config.train, accelerator.num_processes)
-        self.model = model.to(self.device).train()
+        self.uses_bf16 = uses_bf16(config.train.precision, self.device)
+        self.model = place(model, accelerator, in_bf16=self.uses_bf16).train()
         self.wrapped_model = self.model  # for several processes, once a phase begins
-        for tensor in self.model.state_dict().values():
-            broadcast(tensor)  # all processes start from the main one's weights
-        self.ema = Ema(self.model, config.train.ema_decay)
+        self.ema = Ema(self.model, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
         self.parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(self.model, config.train)
         self.guard = FiniteGuard()
@@ -91,11 +82,9 @@ class Trainer:
         self.last_validation: dict[str, float | int | None] | None = None
         self.best_validation: dict[str, float | int | None] | None = None
         self.values = torch.tensor(tokenizer.values, dtype=torch.float32, device=self.device)
-        # Each process scores its share of them.
-        mine = torch.arange(accelerator.process_index, len(validation_cells), accelerator.num_processes)
         self.validation_max_nonzero = self._max_nonzero(validation_cells)
-        self.validation_cells = validation_cells.select(mine).to(self.device)
-        self.uses_bf16 = uses_bf16(config.train.precision, self.device)
+        mine = share_of(validation_cells, accelerator.process_index, accelerator.num_processes)
+        self.validation_cells = mine.to(self.device)
         self.has_pads = config.data.gene_draw == "expressed"
         self._is_pathway_phase: bool | None = None
         self._batch_max_nonzero: int | None = None
@@ -153,7 +142,7 @@ class Trainer:
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)  # the last one: who wants to stop
         cell_losses = []
         for number, cells in enumerate(micro_batches, start=1):
-            with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(self.wrapped_model):
+            with nullcontext() if number == len(micro_batches) else without_sync(self.wrapped_model):
                 losses = self._losses(self.wrapped_model, step, cells.widened())
                 # Wrapped models average gradients over processes, but a step's loss is a sum over cells.
                 self.accelerator.backward(
@@ -164,12 +153,12 @@ class Trainer:
         if self.wants_stop():
             totals[3].fill_(1)
         totals = self.accelerator.reduce(totals, "sum") / train.global_batch_size
-        norm = nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
+        norm = clip_gradients(self.parameters, train.clip_norm)
         is_finite = is_admitted(totals[0], norm)
         set_learning_rate(self.optimizer, learning_rate(step, train))
         step_if(is_finite, self.optimizer)
         self.optimizer.zero_grad()
-        self.ema.update(self.model)
+        self.ema.update()
         self.averages.add(torch.cat([totals[:3], norm.double()[None]]), is_finite)
         told = torch.stack([totals[0], norm.double(), is_finite.double(), totals[3]])
         self.outcomes.add(step + 1, told, torch.cat(cell_losses), batch.cell_index)
@@ -249,11 +238,11 @@ class Trainer:
     def _validate(self, done: int) -> None:
         """Score the averaged weights; where a process wants to stop, it is left for the run that goes on."""
         self.is_validation_due = True
-        with self.averages.paused():
+        with self.averages.paused(), self.ema.applied() as averaged:
             scores = validate(
                 partial(
                     self._predict,
-                    self.ema.model,
+                    averaged,
                     0 < self.config.train.pathway_steps >= done,
                     max_nonzero=self.validation_max_nonzero,
                 ),

@@ -4,17 +4,17 @@ There is no state of random generators: every draw of training is keyed by seed 
 `mdsc.data.keyed_streams`), and the position in the data is the step.
 """
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from mdsc.checkpoint import WEIGHTS
+from mdsc.model.modeling import MdscModel
+from mdsc.training.sharding import give, whole
 from mdsc.training.state_files import TENSORS
 
 if TYPE_CHECKING:
@@ -24,33 +24,55 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class HostCopy:
-    """What is to be written, in the host's memory, which is kept from one time to the next."""
+    """What is to be written, in the main process's host memory, which is kept from one time to the next."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self.ema: nn.Module | None = None
+        self.model: MdscModel | None = None
+        """With the averaged weights."""
 
+    @torch.no_grad()
     def take(self, trainer: "Trainer") -> None:
-        """Copy the state; the last copy is overwritten. The host waits for the device."""
-        device = trainer.device
-        if self.ema is None:
-            self.ema = copy.deepcopy(trainer.ema.model).to("cpu")
-        for mine, theirs in zip(_tensors(self.ema), _tensors(trainer.ema.model), strict=True):
-            mine.copy_(theirs)
+        """Copy the state; the last copy is overwritten. The host waits for the device.
+
+        To be called on all processes: what is sharded is put together on the devices, one tensor at a time.
+        """
+        device, keeps = trainer.device, trainer.accelerator.is_main_process
+        if keeps and self.model is None:
+            with torch.device("meta"):
+                model = MdscModel(trainer.model.config)
+            self.model = model.to_empty(device="cpu").eval().requires_grad_(False)
+        averaged = self.model.state_dict() if keeps else {}
+        for name in trainer.ema.names():
+            value = trainer.ema.whole(name)
+            if keeps:
+                averaged[name].copy_(value)
         for name, tensor in training_tensors(trainer):
+            value = whole(tensor)
+            if not keeps:
+                continue
             if name not in self.tensors:
                 pinned = device.type == "cuda"
-                self.tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
-            self.tensors[name].copy_(tensor.detach(), non_blocking=True)
+                self.tensors[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=pinned)
+            self.tensors[name].copy_(value, non_blocking=True)
+        if keeps:
+            for name, buffer in saved_buffers(trainer.model):
+                averaged[name].copy_(buffer)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
 
+def saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that a checkpoint has."""
+    kept = model.state_dict().keys()
+    return ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
+
+
 def training_tensors(trainer: "Trainer") -> Iterator[tuple[str, Tensor]]:
     """Raw weights, buffers that a checkpoint leaves out, and moments, where a weight has had a gradient yet."""
-    kept = trainer.model.state_dict().keys()
+    saved = dict(saved_buffers(trainer.model))
     for name, buffer in trainer.model.named_buffers():
-        if name not in kept:
+        if name not in saved:
             yield f"buffers.{name}", buffer
     for name, parameter in trainer.model.named_parameters():
         yield f"weights.{name}", parameter
@@ -87,44 +109,36 @@ def restore(trainer: "Trainer", facts: dict[str, Any], folder: Path | None) -> N
     trainer.is_validation_due = validation["due"]
     trainer.last_validation, trainer.best_validation = validation["last"], validation["best"]
 
-    sizes = facts["tensors"]
-    for model in (trainer.model, trainer.ema.model):
-        for name in sizes:
-            if name.startswith("buffers."):
-                _make_buffer(model, name.removeprefix("buffers."), sizes[name], trainer.device)
-    parameters = dict(trainer.model.named_parameters())
+    sizes, model = facts["tensors"], trainer.model
     for name, size in sizes.items():
+        if name.startswith("buffers."):
+            _make_buffer(model, name.removeprefix("buffers."), size, trainer.device)
+    parameters = dict(model.named_parameters())
+    for name in sizes:
         moment, _, parameter = name.partition(".")
         if moment in MOMENTS:
             like = parameters[parameter]
-            trainer.optimizer.state[like][moment] = torch.zeros(size, dtype=torch.float32, device=like.device)
-    _fill(dict(training_tensors(trainer)), folder and folder / TENSORS)
-    _fill(trainer.ema.model.state_dict(), folder and folder / WEIGHTS)
-    for name, buffer in trainer.model.named_buffers():
-        averaged_one = trainer.ema.model.get_buffer(name)
-        if f"buffers.{name}" in sizes:
-            averaged_one.copy_(buffer)
-        else:
-            buffer.copy_(averaged_one)
+            zeros = torch.zeros((), device=like.device) if moment == "step" else torch.zeros_like(like.detach())
+            trainer.optimizer.state[like][moment] = zeros
+    training = dict(training_tensors(trainer))
+    for name, value in _read(training.keys(), folder and folder / TENSORS):
+        give(training[name], value)
+    buffers = dict(saved_buffers(model))
+    for name, value in _read([*trainer.ema.names(), *buffers], folder and folder / WEIGHTS):
+        give(buffers[name], value) if name in buffers else trainer.ema.give(name, value)
 
 
-def _fill(tensors: dict[str, Tensor], path: Path | None) -> None:
-    """Read the tensors on the main process, one at a time, and send each to the others."""
+def _read(names: Collection[str], path: Path | None) -> Iterator[tuple[str, Tensor | None]]:
+    """Each name with its tensor in the file of the main process, one at a time; with None, where there is no path."""
     if path is None:
-        for tensor in tensors.values():
-            broadcast(tensor.data)
+        yield from ((name, None) for name in names)
         return
     with safe_open(path, framework="pt") as file:
-        assert set(file.keys()) == tensors.keys(), "the files of a state were hashed together"
-        for name, tensor in tensors.items():
-            tensor.data.copy_(file.get_tensor(name))
-            broadcast(tensor.data)
+        assert set(file.keys()) == set(names), "the files of a state were hashed together"
+        for name in names:
+            yield name, file.get_tensor(name)
 
 
 def _make_buffer(model: nn.Module, name: str, size: list[int], device: torch.device) -> None:
     module, _, own = name.rpartition(".")
     setattr(model.get_submodule(module), own, torch.zeros(size, device=device))
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]

@@ -1,7 +1,7 @@
 """Validation: likelihood and accuracy on hidden positions alone, at fixed mask ratios, the same ones every time."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,13 @@ class Score:
     """Share of hidden genes whose most probable token is the true one."""
 
 
+def share_of(cells: CellBatch, process: int, num_processes: int) -> CellBatch:
+    """Cells that this process scores: equally many on each, so that some have one that is all pads."""
+    places = torch.arange(-(-len(cells) // num_processes)) * num_processes + process
+    share = cells.select(places.clamp(max=len(cells) - 1))
+    return replace(share, is_pad=share.is_pad | (places >= len(cells))[:, None])
+
+
 @torch.no_grad()
 def validate(
     predict: Predict,
@@ -39,13 +46,13 @@ def validate(
 ) -> dict[float, Score] | None:
     """Score `predict` on this process's share of the validation cells; the sums are over all processes.
 
-    None if `wants_stop()` was true on any process before it was through.
+    None if `wants_stop()` was true on any process before it was through. All processes have equally many cells.
     """
-    totals = torch.zeros(len(mask_ratios) + 1, 3, dtype=torch.float64, device=cells.tokens.device)
+    totals = torch.zeros(len(mask_ratios), 3, dtype=torch.float64, device=cells.tokens.device)
     for part in cells.split(batch_size):
-        if wants_stop():
-            totals[-1] = 1
-            break
+        # All go on or none: sharded processes need each other for every batch.
+        if sum_over_processes(totals.new_tensor([wants_stop()])).any():
+            return None
         for row, ratio in enumerate(mask_ratios):
             hidden = hide_fraction(part.is_pad, ratio, seed=HIDING_SEED, cell_index=part.cell_index)
             log_p = log_probs(hide(part, hidden).predict(predict, tokenizer))
@@ -53,10 +60,7 @@ def validate(
             nll = torch.where(hidden, cross_entropy(log_p, targets), 0.0)
             right = hidden & (log_p.argmax(dim=-1) == targets)
             totals[row] += torch.stack([nll.sum(dtype=torch.float64), right.sum().double(), hidden.sum().double()])
-    *totals, stopped = sum_over_processes(totals)
-    if stopped.any():
-        return None
-    nll, right, number = torch.stack(totals).unbind(dim=1)
+    nll, right, number = sum_over_processes(totals).unbind(dim=1)
     scores = torch.stack([nll, right], dim=1) / number[:, None].clamp(min=1)
     return {ratio: Score(*row) for ratio, row in zip(mask_ratios, scores.tolist(), strict=True)}
 
