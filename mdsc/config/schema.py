@@ -135,6 +135,8 @@ class OptimConfig:
     """Of max_steps, the first ones train the cell-state pathway alone, which is some ten times faster."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast, or not; auto takes bf16 where the device computes it fast."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks anew in the backward pass: a fraction of the memory, the same gradients, a third more time."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     validate_every: int = 200

@@ -5,11 +5,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mdsc.model.attention import Attending, attend
 from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.configuration import MdscConfig
-from mdsc.model.keyed_dropout import KeyedDropout
+from mdsc.model.keyed_dropout import KeyedDropout, Keys
 
 
 def modulate(
@@ -44,6 +45,9 @@ class Attention(nn.Module):
 class DiTBlock(nn.Module):
     """x + gate * attention(modulated x), then the same with an MLP. Gates start at zero: the identity."""
 
+    is_recomputed = False
+    """Whether the backward pass computes it anew (`recompute_blocks`)."""
+
     def __init__(self, config: MdscConfig):
         super().__init__()
         mlp_size = int(config.mlp_ratio * config.hidden_size)
@@ -58,9 +62,29 @@ class DiTBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch genes hidden"], condition: Float[Tensor, "batch hidden"], attending: Attending
     ) -> Float[Tensor, "batch genes hidden"]:
+        # Read here: on the way back, when a block is computed anew, its dropout has lost the keys of the batch.
+        keys = self.attention_dropout.keys, self.mlp_dropout.keys
+        if self.is_recomputed and torch.is_grad_enabled():
+            return checkpoint(self._add, x, condition, attending, *keys, use_reentrant=False)
+        return self._add(x, condition, attending, *keys)
+
+    def _add(
+        self, x: Tensor, condition: Tensor, attending: Attending, attention_keys: Keys | None, mlp_keys: Keys | None
+    ) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None, :].chunk(6, dim=-1)
-        x = x + gate_a * self.attention_dropout(self.attention(modulate(x, shift_a, scale_a), attending))
-        return x + gate_m * self.mlp_dropout(self.mlp(modulate(x, shift_m, scale_m)))
+        attended = self.attention(modulate(x, shift_a, scale_a), attending)
+        x = x + gate_a * self.attention_dropout(attended, attention_keys)
+        return x + gate_m * self.mlp_dropout(self.mlp(modulate(x, shift_m, scale_m)), mlp_keys)
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Let all blocks of a model keep nothing but their input for the backward pass, which computes them anew.
+
+    Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv 1604.06174. The gradients stay the same.
+    """
+    for module in model.modules():
+        if isinstance(module, DiTBlock):
+            module.is_recomputed = True
 
 
 class FinalLayer(nn.Module):

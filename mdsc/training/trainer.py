@@ -22,6 +22,7 @@ from mdsc.diffusion.corruption import corrupt
 from mdsc.diffusion.evidence import hide
 from mdsc.diffusion.losses import objective
 from mdsc.model.bf16 import computes_bf16
+from mdsc.model.blocks import recompute_blocks
 from mdsc.model.keyed_dropout import keyed_dropout
 from mdsc.model.latent import most_nonzero
 from mdsc.training.bad_batches import BadBatches
@@ -74,6 +75,8 @@ class Trainer:
         self.device = accelerator.device
         self.micro_batch_size = micro_batch_size(config.train, accelerator.num_processes)
         self.model = model.to(self.device).train()
+        if config.train.gradient_checkpointing:
+            recompute_blocks(self.model)
         self.wrapped_model = self.model  # for several processes, once a phase begins
         for tensor in self.model.state_dict().values():
             broadcast(tensor)  # all processes start from the main one's weights
