@@ -18,6 +18,7 @@ from mdsc.diffusion.corruption import Corruption, corrupt
 from mdsc.diffusion.evidence import hide
 from mdsc.diffusion.losses import objective
 from mdsc.model.attention import attending
+from mdsc.model.blocks import recompute_blocks
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.modeling import MdscModel
 from mdsc.model.trunk_size import trunk_parameters
@@ -90,15 +91,19 @@ def make_variant(
     *,
     attention: str = "sdpa",
     bf16: bool = False,
-    compiled: bool = False,
+    mode: str = "eager",
 ) -> Variant:
-    """A fresh model on the device, in training mode. The reference has torch's own attention, whatever `attention`."""
+    """A fresh model on the device, in training mode. The reference has torch's own attention, whatever `attention`.
+
+    mode: "eager"; "compiled", network and loss each as a whole; "blocks", each block by itself and the rest eager, as
+    by --train.compile; "recomputed", our blocks anew in the backward pass, as by --train.gradient-checkpointing.
+    """
     cells = simulated_batch(shape, device)
     tokenizer = make_tokenizer("rank")
     corruption = corrupted(cells)
     tokens = cells.tokens.masked_fill(corruption.hidden, tokenizer.mask_token)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-    ready = torch.compile if compiled else lambda function: function
+    ready = torch.compile if mode == "compiled" else lambda function: function
     torch.manual_seed(SEED)
     with torch.device(device):
         if name in REFERENCES:
@@ -113,6 +118,11 @@ def make_variant(
         else:
             model = mdsc_model(shape, tokenizer.num_tokens, attention)
     trunk = trunk_parameters(model.blocks)
+    if mode == "blocks":
+        for block in model.blocks:
+            block.compile()
+    if mode == "recomputed":
+        recompute_blocks(model)
     if name in (*REFERENCES, TRUNK):
         model = model if name in REFERENCES else BareTrunk(model)
         plain_loss = ready(model.loss)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mdsc.model.blocks import recompute_blocks
 from mdsc.model.keyed_dropout import keyed_dropout
 from mdsc.model.modeling import MdscModel
-from mdsc.training.saved_bytes import saved_bytes
+from mdsc.training.memory_measure import saved_bytes
 
 
 def gradients(model: MdscModel, *, bf16: bool, dropout: bool = True) -> dict[str, Tensor]:

@@ -111,8 +111,9 @@ class OptimConfig:
     """Optimiser steps."""
     global_batch_size: int = 256
     """Cells per optimiser step, over all processes and accumulation."""
-    batch_size: int | None = None
-    """Cells per process at once; what is missing to the global batch is accumulated. Default: all at once."""
+    batch_size: int | Literal["auto"] | None = None
+    """Cells per process at once; what is missing to the global batch is accumulated. Default: all at once; auto: the
+    most that the memory holds (docs/training.md)."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.01
