@@ -18,7 +18,7 @@ from mdsc.diffusion.corruption import Corruption, corrupt
 from mdsc.diffusion.evidence import hide
 from mdsc.diffusion.losses import objective
 from mdsc.model.attention import attending
-from mdsc.model.blocks import recompute_blocks
+from mdsc.model.blocks import compile_blocks, recompute_blocks
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.modeling import MdscModel
 from mdsc.model.trunk_size import trunk_parameters
@@ -29,12 +29,14 @@ REFERENCE = "reference DiT (MDLM)"
 UNROTATED = "reference, no rotary positions"
 REFERENCES = (REFERENCE, UNROTATED)
 TRUNK = "mdsc, bare trunk"
+HEAD = "mdsc, bare trunk, head where hidden"
 MODEL = "mdsc, whole model"
 STEP = "mdsc, whole step"
 WHAT = {
     REFERENCE: "layer, SUBS head and loss of MDLM",
     UNROTATED: "positions mean nothing for genes; ours has none either",
     TRUNK: "our embeddings, blocks and head; the reference's loss",
+    HEAD: "the same, but logits and loss of half of the genes alone",
     MODEL: "with cell state, gene evidence and mean matching",
     STEP: "counts hidden and tokenised on the device too, as in training",
 }
@@ -119,12 +121,13 @@ def make_variant(
             model = mdsc_model(shape, tokenizer.num_tokens, attention)
     trunk = trunk_parameters(model.blocks)
     if mode == "blocks":
-        for block in model.blocks:
-            block.compile()
+        compile_blocks(model)
     if mode == "recomputed":
         recompute_blocks(model)
-    if name in (*REFERENCES, TRUNK):
-        model = model if name in REFERENCES else BareTrunk(model)
+    if name in (*REFERENCES, TRUNK, HEAD):
+        if name not in REFERENCES:
+            hidden_first = corruption.hidden.int().argsort(dim=1, descending=True)
+            model = BareTrunk(model, hidden_first[:, : shape.genes // 2] if name == HEAD else None)
         plain_loss = ready(model.loss)
 
         def loss() -> Tensor:
@@ -175,8 +178,10 @@ def mdsc_model(shape: Shape, num_tokens: int, attention: str) -> MdscModel:
 class BareTrunk(nn.Module):
     """The parts of an `MdscModel` that the reference has too: embeddings, blocks with a condition a cell, and head."""
 
-    def __init__(self, model: MdscModel):
+    def __init__(self, model: MdscModel, where: Tensor | None = None):
+        """`where`: (cells, some) genes that the head is for; None: all of them."""
         super().__init__()
+        self.where = where
         self.config = model.config
         self.gene_embedding, self.token_embedding = model.gene_embedding, model.token_embedding
         self.blocks, self.final = model.blocks, model.final
@@ -188,10 +193,14 @@ class BareTrunk(nn.Module):
         how = attending(self.config._attn_implementation, x, None)
         for block in self.blocks:
             x = block(x, condition, how)
+        if self.where is not None:
+            x = x.gather(1, self.where[..., None].expand(-1, -1, x.shape[-1]))
         return self.final(x, condition)
 
     def loss(self, gene_ids: Tensor, tokens: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
         """As `ReferenceDit.loss`, from a head that has no mask to leave out."""
         log_p = self(gene_ids, tokens).log_softmax(dim=-1)
+        if self.where is not None:
+            targets, tokens = targets.gather(1, self.where), tokens.gather(1, self.where)
         nll = -log_p.gather(-1, targets[..., None])[..., 0]
         return (nll * (tokens == self.config.mask_token) * weight[:, None]).mean()

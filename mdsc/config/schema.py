@@ -138,6 +138,8 @@ class OptimConfig:
     """bf16 autocast, or not; auto takes bf16 where the device computes it fast."""
     gradient_checkpointing: bool = False
     """Compute the blocks anew in the backward pass: a fraction of the memory, the same gradients, a third more time."""
+    compile: bool = False
+    """torch.compile of each block; needs a C++ compiler, on GPUs a C compiler, and half a minute at the start."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     validate_every: int = 200

@@ -37,7 +37,6 @@ def keyed_uniform(*keys: int | Tensor, after: int | Tensor = 0) -> Float64[Tenso
 
 def keyed_state(*keys: int | Tensor, after: int | Tensor = 0) -> Int64[Tensor, "..."]:
     """The hash of these keys, and of those before them."""
-    assert keys, "at least one key is needed"
     state = after
     for key in keys:
         key = torch.tensor(_wrapped(key)) if isinstance(key, int) else key.long()

@@ -1,5 +1,8 @@
 """DiT blocks: adaLN-Zero, attention over a set of genes, MLP (Peebles & Xie 2023, arXiv 2212.09748)."""
 
+from collections.abc import Callable
+from functools import cache, partial
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -47,6 +50,8 @@ class DiTBlock(nn.Module):
 
     is_recomputed = False
     """Whether the backward pass computes it anew (`recompute_blocks`)."""
+    is_compiled = False
+    """Whether torch.compile makes one kernel of what it does gene by gene (`compile_blocks`)."""
 
     def __init__(self, config: MdscConfig):
         super().__init__()
@@ -64,9 +69,10 @@ class DiTBlock(nn.Module):
     ) -> Float[Tensor, "batch genes hidden"]:
         # Read here: on the way back, when a block is computed anew, its dropout has lost the keys of the batch.
         keys = self.attention_dropout.keys, self.mlp_dropout.keys
+        add = partial(_compiled_add(), self) if self.is_compiled else self._add
         if self.is_recomputed and torch.is_grad_enabled():
-            return checkpoint(self._add, x, condition, attending, *keys, use_reentrant=False)
-        return self._add(x, condition, attending, *keys)
+            return checkpoint(add, x, condition, attending, *keys, use_reentrant=False)
+        return add(x, condition, attending, *keys)
 
     def _add(
         self, x: Tensor, condition: Tensor, attending: Attending, attention_keys: Keys | None, mlp_keys: Keys | None
@@ -85,6 +91,23 @@ def recompute_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, DiTBlock):
             module.is_recomputed = True
+
+
+@cache
+def _compiled_add() -> Callable[..., Tensor]:
+    """One function for all blocks: what is compiled for one of them serves the others.
+
+    Inside `forward`, so that hooks of FSDP2 and what is recomputed stay out of the graph, and names of weights as they
+    are.
+    """
+    return torch.compile(DiTBlock._add)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Let torch.compile have all blocks of a model, once they are called."""
+    for module in model.modules():
+        if isinstance(module, DiTBlock):
+            module.is_compiled = True
 
 
 class FinalLayer(nn.Module):

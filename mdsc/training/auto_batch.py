@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 
 from mdsc.data.batch import CellBatch
 from mdsc.errors import UserError
+from mdsc.training.compiled_blocks import uncompiled
 from mdsc.training.memory_available import available_bytes
 from mdsc.training.memory_errors import ways_out
 from mdsc.training.memory_estimate import MemoryEstimate, bytes_in_words, estimate_memory
@@ -82,7 +83,7 @@ def trial_fits(trainer: Trainer, cells: int, reserve: int = 0) -> bool:
     train, device = trainer.config.train, trainer.device
     step = max(trainer.done, min(train.pathway_steps, train.max_steps - 1))  # the blocks take part, if they ever do
     try:
-        with _room_taken(trainer, reserve):
+        with _room_taken(trainer, reserve), uncompiled(trainer.config):
             batch = _blank_cells(cells, _num_genes(trainer), device)
             trainer._losses(trainer.model, step, batch)["loss"].sum().backward()
             if device.type == "cuda":

@@ -27,6 +27,7 @@ from mdsc.model.initialisation import build_model
 from mdsc.publish.uploads import Uploads
 from mdsc.training.auto_batch import settle_batch_size
 from mdsc.training.background_writer import BackgroundWriter, cannot_write
+from mdsc.training.compiled_blocks import told_failed_compilation
 from mdsc.training.cpu_processes import start_missing_processes
 from mdsc.training.memory_errors import told_out_of_memory
 from mdsc.training.option_checks import check
@@ -147,7 +148,7 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
             saver.save(done, quarantine_log.update(done))
 
         quarantine_log.update(trainer.done)
-        with told_out_of_memory(config, accelerator.num_processes):
+        with told_out_of_memory(config, accelerator.num_processes), told_failed_compilation(config):
             trainer.run(loader.iterate(trainer.done), save, logged=quarantine_log.update)
         saver.finish()
         if trainer.is_stopping:

@@ -22,11 +22,12 @@ from mdsc.diffusion.corruption import corrupt
 from mdsc.diffusion.evidence import hide
 from mdsc.diffusion.losses import objective
 from mdsc.model.bf16 import computes_bf16
-from mdsc.model.blocks import recompute_blocks
+from mdsc.model.blocks import compile_blocks, recompute_blocks
 from mdsc.model.keyed_dropout import keyed_dropout
 from mdsc.model.latent import most_nonzero
 from mdsc.training.bad_batches import BadBatches
 from mdsc.training.batch_shares import micro_batch_size
+from mdsc.training.compiled_blocks import uncompiled
 from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import FiniteGuard, is_admitted
 from mdsc.training.optimizer import learning_rate, make_optimizer, set_learning_rate, step_if
@@ -77,6 +78,8 @@ class Trainer:
         self.model = model.to(self.device).train()
         if config.train.gradient_checkpointing:
             recompute_blocks(self.model)
+        if config.train.compile:
+            compile_blocks(self.model)
         self.wrapped_model = self.model  # for several processes, once a phase begins
         for tensor in self.model.state_dict().values():
             broadcast(tensor)  # all processes start from the main one's weights
@@ -234,12 +237,13 @@ class Trainer:
         self._is_pathway_phase = is_pathway_phase
         few_cells = batch.select(slice(0, 2)).widened()
         del self.wrapped_model  # the last phase's hooks go with it
-        self.wrapped_model = prepare_phase(
-            self.accelerator,
-            self.model,
-            self.optimizer,
-            lambda model: self._losses(model, step, few_cells)["loss"].sum(),
-        )
+        with uncompiled(self.config):
+            self.wrapped_model = prepare_phase(
+                self.accelerator,
+                self.model,
+                self.optimizer,
+                lambda model: self._losses(model, step, few_cells)["loss"].sum(),
+            )
 
     def _log(self, done: int) -> None:
         values = self.averages.take()
@@ -252,7 +256,7 @@ class Trainer:
     def _validate(self, done: int) -> None:
         """Score the averaged weights; where a process wants to stop, it is left for the run that goes on."""
         self.is_validation_due = True
-        with self.averages.paused():
+        with self.averages.paused(), uncompiled(self.config):
             scores = validate(
                 partial(
                     self._predict,
