@@ -16,7 +16,7 @@ def available_bytes(device: torch.device, local_processes: int = 1) -> int:
         # What torch holds and does not use is free for it, and for nobody else.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return min(psutil.virtual_memory().available, *cgroup_rooms()) // local_processes
+    return min([psutil.virtual_memory().available, *cgroup_rooms()]) // local_processes
 
 
 def cgroup_rooms(own: Path = OWN_CGROUPS, mount: Path = CGROUPS) -> Iterator[int]:

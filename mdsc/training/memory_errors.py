@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from mdsc.config.schema import TrainConfig
 from mdsc.errors import UserError
-from mdsc.training.state_files import saved_steps
 
 
 def ways_out(config: TrainConfig, num_processes: int) -> str:
@@ -34,8 +32,9 @@ def told_out_of_memory(config: TrainConfig, num_processes: int) -> Iterator[None
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        saved = saved_steps(Path(config.output_dir))
-        on = f"\n--resume auto then goes on from step {saved[-1]:,}." if saved else ""
         # Of a GPU: what was wanted and how much there is; advice on the allocator comes after that.
         what = ". ".join(str(error).splitlines()[0].split(". ")[:3])
-        raise UserError(f"out of memory: {what}.\nTry {ways_out(config, num_processes)}.{on}") from error
+        raise UserError(
+            f"out of memory: {what}.\nTry {ways_out(config, num_processes)}. With --resume auto the run goes on from the "
+            "last state that was saved."
+        ) from error
