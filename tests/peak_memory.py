@@ -1,6 +1,6 @@
 """Bytes that real training steps add to this process at most, as the system sees it.
 
-    MALLOC_MMAP_THRESHOLD_=65536 python tests/peak_memory.py '{"cells": 32, "bf16": false, "recomputed": false}'
+MALLOC_MMAP_THRESHOLD_=65536 python tests/peak_memory.py '{"cells": 32, "bf16": false, "recomputed": false}'
 """
 
 import json

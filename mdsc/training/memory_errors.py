@@ -35,6 +35,6 @@ def told_out_of_memory(config: TrainConfig, num_processes: int) -> Iterator[None
         # Of a GPU: what was wanted and how much there is; advice on the allocator comes after that.
         what = ". ".join(str(error).splitlines()[0].split(". ")[:3])
         raise UserError(
-            f"out of memory: {what}.\nTry {ways_out(config, num_processes)}. With --resume auto the run goes on from the "
-            "last state that was saved."
+            f"out of memory: {what}.\nTry {ways_out(config, num_processes)}. "
+            "With --resume auto the run goes on from the last state that was saved."
         ) from error
