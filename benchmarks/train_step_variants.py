@@ -18,9 +18,9 @@ from mdsc.diffusion.corruption import Corruption, corrupt
 from mdsc.diffusion.evidence import hide
 from mdsc.diffusion.losses import objective
 from mdsc.model.attention import attending
-from mdsc.model.blocks import compile_blocks, recompute_blocks
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.modeling import MdscModel
+from mdsc.model.trunk_block import compile_blocks, recompute_blocks
 from mdsc.model.trunk_size import trunk_parameters
 from mdsc.training.optimizer import make_optimizer
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from mdsc.config.schema import ObjectiveConfig, TrainConfig
-from mdsc.model.blocks import recompute_blocks
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.modeling import MdscModel
+from mdsc.model.trunk_block import recompute_blocks
 from mdsc.training.memory_estimate import _loss
 from mdsc.training.optimizer import make_optimizer
 

@@ -59,10 +59,10 @@ def kept_by(trainer: Trainer, cells: int) -> int:
 
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_what_is_kept_for_the_backward_pass_is_as_told(folder: Path, precision: str, recomputed: bool, attention: str):
+@pytest.mark.parametrize("changes", [{}, {"attention": "eager"}, {"backbone": "latent", "num_latents": 8}])
+def test_what_is_kept_for_the_backward_pass_is_as_told(folder: Path, precision: str, recomputed: bool, changes: dict):
     config = tiny_config(folder, precision=precision, gradient_checkpointing=recomputed)
-    config = replace(config, model=replace(config.model, num_layers=3, hidden_size=48, attention=attention))
+    config = replace(config, model=replace(config.model, num_layers=3, hidden_size=48, **changes))
     trainer, _ = tiny_trainer(config)
     estimate, measured = estimate_of(trainer, 16), kept_by(trainer, 16)
     assert estimate.kept == pytest.approx(measured, rel=0.15)
@@ -82,9 +82,9 @@ def test_the_most_that_is_alive_is_a_convex_function_of_cells(folder: Path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of a process")
-@pytest.mark.parametrize(("bf16", "recomputed"), [(False, False), (True, True)])
-def test_the_system_sees_the_same_peak(bf16: bool, recomputed: bool):
-    options = {"cells": 48, "bf16": bf16, "recomputed": recomputed}
+@pytest.mark.parametrize(("bf16", "recomputed", "cells"), [(False, False, 48), (True, True, 128)])
+def test_the_system_sees_the_same_peak(bf16: bool, recomputed: bool, cells: int):
+    options = {"cells": cells, "bf16": bf16, "recomputed": recomputed}
     # Large blocks go back to the system at once; by default the C library keeps some of them.
     env = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tests" / "peak_memory.py"), json.dumps(options)]
@@ -92,7 +92,7 @@ def test_the_system_sees_the_same_peak(bf16: bool, recomputed: bool):
     assert done.returncode == 0, done.stderr
     config = with_train(TrainConfig(), gradient_checkpointing=recomputed)
     model = MdscConfig(**peak_memory.SHAPE)
-    told = estimate_memory(model, config, CPU, cells=48, genes=peak_memory.GENES, uses_bf16=bf16)
+    told = estimate_memory(model, config, CPU, cells=cells, genes=peak_memory.GENES, uses_bf16=bf16)
     assert int(done.stdout) == pytest.approx(told.activations, rel=0.15)
 
 

@@ -12,9 +12,9 @@ from tiny_model import tiny_cells, tiny_model
 from tiny_run import flags, tiny_config, tiny_shards, tiny_trainer
 from torch import Tensor
 
-from mdsc.model.blocks import recompute_blocks
 from mdsc.model.keyed_dropout import keyed_dropout
 from mdsc.model.modeling import MdscModel
+from mdsc.model.trunk_block import recompute_blocks
 from mdsc.training.memory_measure import saved_bytes
 
 
@@ -34,8 +34,9 @@ def gradients(model: MdscModel, *, bf16: bool, dropout: bool = True) -> dict[str
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_gradients_are_the_same_to_the_bit(attention: str, bf16: bool):
-    model = tiny_model(dropout=0.4, state_dropout=0.2, attn_implementation=attention).train()
+@pytest.mark.parametrize("backbone", ["dit", "latent"])
+def test_gradients_are_the_same_to_the_bit(attention: str, bf16: bool, backbone: str):
+    model = tiny_model(dropout=0.4, state_dropout=0.2, attn_implementation=attention, backbone=backbone).train()
     expected = gradients(model, bf16=bf16)
     calls = []
     model.blocks[0].attention.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
@@ -57,8 +58,9 @@ def test_plain_dropout_is_repeated_too():
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_less_is_kept_and_nothing_is_computed_twice_in_evaluation():
-    model, cells = tiny_model(num_layers=4).train(), tiny_cells()
+@pytest.mark.parametrize("backbone", ["dit", "latent"])
+def test_less_is_kept_and_nothing_is_computed_twice_in_evaluation(backbone: str):
+    model, cells = tiny_model(num_layers=4, backbone=backbone).train(), tiny_cells()
     kept = saved_bytes(lambda: model(**cells).logits, model)
     recompute_blocks(model)
     assert saved_bytes(lambda: model(**cells).logits, model) < 0.5 * kept

@@ -1,19 +1,16 @@
 """DiT blocks: adaLN-Zero, attention over a set of genes, MLP (Peebles & Xie 2023, arXiv 2212.09748)."""
 
-from collections.abc import Callable
-from functools import cache, partial
-
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from mdsc.model.attention import Attending, attend
 from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.keyed_dropout import KeyedDropout, Keys
+from mdsc.model.trunk_block import TrunkBlock
 
 
 def modulate(
@@ -45,13 +42,8 @@ class Attention(nn.Module):
         return self.out(rearrange(mixed, "b n h d -> b n (h d)"))
 
 
-class DiTBlock(nn.Module):
+class DiTBlock(TrunkBlock):
     """x + gate * attention(modulated x), then the same with an MLP. Gates start at zero: the identity."""
-
-    is_recomputed = False
-    """Whether the backward pass computes it anew (`recompute_blocks`)."""
-    is_compiled = False
-    """Whether torch.compile makes one kernel of what it does gene by gene (`compile_blocks`)."""
 
     def __init__(self, config: MdscConfig):
         super().__init__()
@@ -64,50 +56,18 @@ class DiTBlock(nn.Module):
         self.attention_dropout = KeyedDropout(config.dropout)
         self.mlp_dropout = KeyedDropout(config.dropout)
 
-    def forward(
-        self, x: Float[Tensor, "batch genes hidden"], condition: Float[Tensor, "batch hidden"], attending: Attending
+    def add(
+        self,
+        x: Float[Tensor, "batch genes hidden"],
+        condition: Float[Tensor, "batch hidden"],
+        attending: Attending,
+        attention_keys: Keys | None,
+        mlp_keys: Keys | None,
     ) -> Float[Tensor, "batch genes hidden"]:
-        # Read here: on the way back, when a block is computed anew, its dropout has lost the keys of the batch.
-        keys = self.attention_dropout.keys, self.mlp_dropout.keys
-        add = partial(_compiled_add(), self) if self.is_compiled else self._add
-        if self.is_recomputed and torch.is_grad_enabled():
-            return checkpoint(add, x, condition, attending, *keys, use_reentrant=False)
-        return add(x, condition, attending, *keys)
-
-    def _add(
-        self, x: Tensor, condition: Tensor, attending: Attending, attention_keys: Keys | None, mlp_keys: Keys | None
-    ) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None, :].chunk(6, dim=-1)
         attended = self.attention(modulate(x, shift_a, scale_a), attending)
         x = x + gate_a * self.attention_dropout(attended, attention_keys)
         return x + gate_m * self.mlp_dropout(self.mlp(modulate(x, shift_m, scale_m)), mlp_keys)
-
-
-def recompute_blocks(model: nn.Module) -> None:
-    """Let all blocks of a model keep nothing but their input for the backward pass, which computes them anew.
-
-    Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv 1604.06174. The gradients stay the same.
-    """
-    for module in model.modules():
-        if isinstance(module, DiTBlock):
-            module.is_recomputed = True
-
-
-@cache
-def _compiled_add() -> Callable[..., Tensor]:
-    """One function for all blocks: what is compiled for one of them serves the others.
-
-    Inside `forward`, so that hooks of FSDP2 and what is recomputed stay out of the graph, and names of weights as they
-    are.
-    """
-    return torch.compile(DiTBlock._add)
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Let torch.compile have all blocks of a model, once they are called."""
-    for module in model.modules():
-        if isinstance(module, DiTBlock):
-            module.is_compiled = True
 
 
 class FinalLayer(nn.Module):

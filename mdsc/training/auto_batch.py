@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
 
 from mdsc.data.batch import CellBatch
 from mdsc.errors import UserError
@@ -63,7 +63,6 @@ def largest_that_fits(sizes: Sequence[int], start: int, fits: Callable[[int], bo
 
 def estimate_of(trainer: Trainer, cells: int) -> MemoryEstimate:
     """For the whole network: steps of the pathway alone take less."""
-    accelerator = trainer.accelerator
     return estimate_memory(
         trainer.model.config,
         trainer.config,
@@ -71,7 +70,7 @@ def estimate_of(trainer: Trainer, cells: int) -> MemoryEstimate:
         cells=cells,
         genes=_num_genes(trainer),
         uses_bf16=trainer.uses_bf16,
-        shards=accelerator.num_processes if _is_sharded(trainer) else 1,
+        shards=_num_shards(trainer),
     )
 
 
@@ -85,6 +84,7 @@ def trial_fits(trainer: Trainer, cells: int, reserve: int = 0) -> bool:
     try:
         with _room_taken(trainer, reserve), uncompiled(trainer.config):
             batch = _blank_cells(cells, _num_genes(trainer), device)
+            trainer._batch_max_nonzero = _num_genes(trainer)  # each step sets it anew
             trainer._losses(trainer.model, step, batch)["loss"].sum().backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
@@ -153,15 +153,15 @@ def _told(trainer: Trainer, estimate: MemoryEstimate, room: int) -> str:
 
 
 def _blank_cells(cells: int, genes: int, device: torch.device) -> CellBatch:
-    """What is computed does not depend on what the cells hold."""
+    """Without any zero: the latent backbone takes most of these; to others it is all one what cells hold."""
     gene_ids = torch.arange(genes, device=device).repeat(cells, 1)
-    zeros = torch.zeros_like(gene_ids)
+    ones = torch.ones_like(gene_ids)
     index = torch.arange(cells, device=device)
     return CellBatch(
         gene_ids=gene_ids,
-        counts=zeros.int(),
-        tokens=zeros,
-        is_pad=zeros.bool(),
+        counts=ones.int(),
+        tokens=ones,
+        is_pad=torch.zeros_like(gene_ids, dtype=torch.bool),
         cell_index=index,
         fold=torch.zeros_like(index),
     )
@@ -175,7 +175,8 @@ def _held(trainer: Trainer) -> int:
     """Bytes of the estimate that are allocated already."""
     moments = (value for state in trainer.optimizer.state.values() for value in state.values())
     averaged = trainer.parameters  # as many
-    return sum(tensor.nbytes for tensor in (*trainer.parameters, *averaged, *trainer.model.buffers(), *moments))
+    held = sum(tensor.nbytes for tensor in (*trainer.parameters, *averaged, *trainer.model.buffers(), *moments))
+    return held // _num_shards(trainer)
 
 
 def _is_tried(trainer: Trainer) -> bool:
@@ -184,7 +185,11 @@ def _is_tried(trainer: Trainer) -> bool:
 
 
 def _is_sharded(trainer: Trainer) -> bool:
-    return trainer.accelerator.distributed_type == DistributedType.FSDP
+    return isinstance(trainer.model, FSDPModule)
+
+
+def _num_shards(trainer: Trainer) -> int:
+    return trainer.accelerator.num_processes if _is_sharded(trainer) else 1
 
 
 def _smallest(trainer: Trainer, number: int) -> int:

@@ -11,9 +11,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import nn
 
-from mdsc.config.schema import TrainConfig
+from mdsc.config.schema import OptimConfig, TrainConfig
 from mdsc.errors import UserError
+from mdsc.model.trunk_block import compile_blocks, recompute_blocks
+
+
+def set_up_blocks(model: nn.Module, options: OptimConfig) -> None:
+    """What --train.compile and --train.gradient-checkpointing ask for; in place."""
+    if options.gradient_checkpointing:
+        recompute_blocks(model)
+    if options.compile:
+        compile_blocks(model)
 
 
 def uncompiled(config: TrainConfig) -> AbstractContextManager:

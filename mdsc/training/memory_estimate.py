@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mdsc.config.schema import ObjectiveConfig, TrainConfig
 from mdsc.diffusion.losses import objective
-from mdsc.model.blocks import recompute_blocks
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.modeling import MdscModel
+from mdsc.model.trunk_block import recompute_blocks
 from mdsc.training.memory_measure import LiveBytes
 
 FLOAT32 = 4
@@ -122,11 +122,11 @@ def _of_a_step(
 def _loss(
     model: MdscModel, options: ObjectiveConfig, cells: int, genes: int, uses_bf16: bool, *, has_pads: bool
 ) -> Tensor:
-    """A step's, on cells of zeros."""
+    """A step's, on cells without any zero: the latent backbone takes most of them."""
     gene_ids = torch.zeros(cells, genes, dtype=torch.long)
-    tokens, counts, is_pad = gene_ids.clone(), gene_ids.int(), gene_ids.bool()
+    tokens, counts, is_pad = gene_ids + 1, gene_ids.int() + 1, gene_ids.bool()
     with torch.autocast(gene_ids.device.type, torch.bfloat16, enabled=uses_bf16):
-        logits = model(gene_ids, tokens, counts, is_pad if has_pads else None).logits
+        logits = model(gene_ids, tokens, counts, is_pad if has_pads else None, max_nonzero=genes).logits
     weight, values = torch.ones(cells, dtype=torch.float64), torch.ones(model.config.num_tokens)
     return objective(logits, tokens, ~is_pad, weight, is_pad, values, options)["loss"].sum()
 

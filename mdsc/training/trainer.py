@@ -22,12 +22,11 @@ from mdsc.diffusion.corruption import corrupt
 from mdsc.diffusion.evidence import hide
 from mdsc.diffusion.losses import objective
 from mdsc.model.bf16 import computes_bf16
-from mdsc.model.blocks import compile_blocks, recompute_blocks
 from mdsc.model.keyed_dropout import keyed_dropout
 from mdsc.model.latent import most_nonzero
 from mdsc.training.bad_batches import BadBatches
 from mdsc.training.batch_shares import micro_batch_size
-from mdsc.training.compiled_blocks import uncompiled
+from mdsc.training.compiled_blocks import set_up_blocks, uncompiled
 from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import FiniteGuard, is_admitted
 from mdsc.training.optimizer import learning_rate, make_optimizer, set_learning_rate, step_if
@@ -41,6 +40,8 @@ from mdsc.training.validation import record, validate
 
 def make_accelerator() -> Accelerator:
     """Give the accelerator of a run: CUDA devices where there are any, else the CPU."""
+    # No TF32, whatever the environment says: likelihoods are what this is about, and bf16 autocast is the way to speed.
+    torch.set_float32_matmul_precision("highest")
     wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     # Apple's GPUs lack float64, which the keyed draws need.
     # Precision is `train.precision`, whatever the launcher's --mixed_precision: the head stays in float32.
@@ -76,10 +77,7 @@ class Trainer:
         self.device = accelerator.device
         self.micro_batch_size = micro_batch_size(config.train, accelerator.num_processes)
         self.model = model.to(self.device).train()
-        if config.train.gradient_checkpointing:
-            recompute_blocks(self.model)
-        if config.train.compile:
-            compile_blocks(self.model)
+        set_up_blocks(self.model, config.train)
         self.wrapped_model = self.model  # for several processes, once a phase begins
         for tensor in self.model.state_dict().values():
             broadcast(tensor)  # all processes start from the main one's weights
