@@ -51,8 +51,9 @@ class TrainStepBenchmarkConfig:
     """Genes of a cell. Default: 256 on a CPU, 1,024 on CUDA."""
     precisions: tuple[Literal["fp32", "bf16"], ...] = ()
     """bf16 means autocast. Default: both on a CPU, bf16 on CUDA."""
-    modes: tuple[Literal["eager", "compiled"], ...] = ("eager", "compiled")
-    """As it is, and by torch.compile."""
+    modes: tuple[Literal["eager", "compiled", "blocks", "recomputed"], ...] = ("eager", "compiled")
+    """As it is; by torch.compile, as a whole or each block by itself (--train.compile); with our blocks computed anew
+    in the backward pass (--train.gradient-checkpointing)."""
     attentions: tuple[str, ...] = ("sdpa",)
     """Names of --model.attention for our model; the reference has torch's own."""
     variants: tuple[str, ...] = field(default_factory=lambda: tuple(WHAT))
@@ -98,7 +99,7 @@ def run(config: TrainStepBenchmarkConfig) -> dict:
             for precision in precisions:
                 for mode in config.modes:
                     for attention in config.attentions:
-                        options = {"attention": attention, "bf16": precision == "bf16", "compiled": mode == "compiled"}
+                        options = {"attention": attention, "bf16": precision == "bf16", "mode": mode}
                         setting = {"size": size, "precision": precision, "mode": mode, "attention": attention}
                         print(f"{size}, {cells} cells, {precision}, {mode}, {attention} ...", flush=True)
                         measured = (
@@ -160,7 +161,7 @@ def speed_tables(result: dict) -> list[ResultTable]:
         )
         columns = (
             "", "setting", "ms a step", "cells/s", "genes/s", "MFU", "of attention", "speed over reference",
-            f"over {first['precision']} {first['mode']}", "memory (MiB)",
+            f"over {first['precision']} {first['mode']}", "memory (MiB)", "first step (s)",
         )  # fmt: skip
         tables.append(ResultTable(title, columns, rows, _note(result)))
     return tables
@@ -169,7 +170,7 @@ def speed_tables(result: dict) -> list[ResultTable]:
 def _row(run: dict, runs: list[dict], first: dict, peak: float) -> tuple[str, ...]:
     setting = " ".join((run["precision"], run["mode"], *([] if run["attention"] == "sdpa" else [run["attention"]])))
     if "failure" in run:
-        return (run["name"], setting, run["failure"], *["-"] * 7)
+        return (run["name"], setting, run["failure"], *["-"] * 8)
     same = ("precision", "mode", "attention")
     reference = next(r for r in runs if r["name"] == REFERENCE and all(r[key] == run[key] for key in same))
     seconds, shape = statistics.median(run["seconds"]), run["shape"]
@@ -186,6 +187,7 @@ def _row(run: dict, runs: list[dict], first: dict, peak: float) -> tuple[str, ..
         _speed(reference, run),
         _speed(first, run),
         f"{run['memory_bytes'] / 2**20:,.0f}",
+        f"{run['first_seconds']:,.1f}",
     )
 
 

@@ -8,9 +8,11 @@ import torch
 from train_step_variants import Shape, Variant, make_variant
 
 from mdsc.config.schema import OptimConfig
+from mdsc.training.memory_measure import saved_bytes
 
 CLIP_NORM = OptimConfig().clip_norm
-WARM_UP = 2
+WARM_UP = 1
+"""Steps after the first one that are not measured."""
 
 
 class Stepper:
@@ -38,21 +40,15 @@ class Stepper:
         torch.cuda.synchronize(self.device)
         return time.perf_counter() - start
 
+    def first_seconds(self) -> float:
+        """Of the first step, by the clock on the wall: compilers work in other processes."""
+        start = time.perf_counter()
+        self.step()
+        return time.perf_counter() - start
+
     def saved_bytes(self) -> int:
         """What the forward pass keeps for the backward pass, beside the weights."""
-        weights = {parameter.untyped_storage().data_ptr() for parameter in self.variant.model.parameters()}
-        saved = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = self.variant.loss()
-        del loss
-        return sum(saved.values())
+        return saved_bytes(self.variant.loss, self.variant.model)
 
 
 def measure_in_turns(
@@ -62,13 +58,19 @@ def measure_in_turns(
     torch.compiler.reset()  # after some models of one code torch.compile would leave the next one eager
     steppers = {name: Stepper(make_variant(name, shape, device, **options), device) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    first = {name: stepper.first_seconds() for name, stepper in steppers.items()}
     for repeat in range(WARM_UP + repeats):
         for name, stepper in steppers.items():
             taken = stepper.seconds()
             if repeat >= WARM_UP:
                 seconds[name].append(taken)
     return {
-        name: {"seconds": seconds[name], "memory_bytes": stepper.saved_bytes(), "trunk": stepper.variant.trunk}
+        name: {
+            "seconds": seconds[name],
+            "first_seconds": first[name],
+            "memory_bytes": stepper.saved_bytes(),
+            "trunk": stepper.variant.trunk,
+        }
         for name, stepper in steppers.items()
     }
 
@@ -81,6 +83,7 @@ def measure_one(name: str, shape: Shape, device: torch.device, repeats: int, **o
     torch.cuda.reset_peak_memory_stats(device)
     try:
         stepper = Stepper(make_variant(name, shape, device, **options), device)
+        first = stepper.first_seconds()
         for _ in range(WARM_UP):
             stepper.step()
         seconds = [stepper.seconds() for _ in range(repeats)]
@@ -88,6 +91,7 @@ def measure_one(name: str, shape: Shape, device: torch.device, repeats: int, **o
         return {"failure": "out of memory"}
     return {
         "seconds": seconds,
+        "first_seconds": first,
         "memory_bytes": torch.cuda.max_memory_allocated(device),
         "trunk": stepper.variant.trunk,
     }

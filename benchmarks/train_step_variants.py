@@ -20,6 +20,7 @@ from mdsc.diffusion.losses import objective
 from mdsc.model.attention import attending
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.modeling import MdscModel
+from mdsc.model.trunk_block import compile_blocks, recompute_blocks
 from mdsc.model.trunk_size import trunk_parameters
 from mdsc.training.optimizer import make_optimizer
 
@@ -28,12 +29,14 @@ REFERENCE = "reference DiT (MDLM)"
 UNROTATED = "reference, no rotary positions"
 REFERENCES = (REFERENCE, UNROTATED)
 TRUNK = "mdsc, bare trunk"
+HEAD = "mdsc, bare trunk, head where hidden"
 MODEL = "mdsc, whole model"
 STEP = "mdsc, whole step"
 WHAT = {
     REFERENCE: "layer, SUBS head and loss of MDLM",
     UNROTATED: "positions mean nothing for genes; ours has none either",
     TRUNK: "our embeddings, blocks and head; the reference's loss",
+    HEAD: "the same, but logits and loss of half of the genes alone",
     MODEL: "with cell state, gene evidence and mean matching",
     STEP: "counts hidden and tokenised on the device too, as in training",
 }
@@ -90,15 +93,19 @@ def make_variant(
     *,
     attention: str = "sdpa",
     bf16: bool = False,
-    compiled: bool = False,
+    mode: str = "eager",
 ) -> Variant:
-    """A fresh model on the device, in training mode. The reference has torch's own attention, whatever `attention`."""
+    """A fresh model on the device, in training mode. The reference has torch's own attention, whatever `attention`.
+
+    mode: "eager"; "compiled", network and loss each as a whole; "blocks", each block by itself and the rest eager, as
+    by --train.compile; "recomputed", our blocks anew in the backward pass, as by --train.gradient-checkpointing.
+    """
     cells = simulated_batch(shape, device)
     tokenizer = make_tokenizer("rank")
     corruption = corrupted(cells)
     tokens = cells.tokens.masked_fill(corruption.hidden, tokenizer.mask_token)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-    ready = torch.compile if compiled else lambda function: function
+    ready = torch.compile if mode == "compiled" else lambda function: function
     torch.manual_seed(SEED)
     with torch.device(device):
         if name in REFERENCES:
@@ -113,8 +120,14 @@ def make_variant(
         else:
             model = mdsc_model(shape, tokenizer.num_tokens, attention)
     trunk = trunk_parameters(model.blocks)
-    if name in (*REFERENCES, TRUNK):
-        model = model if name in REFERENCES else BareTrunk(model)
+    if mode == "blocks":
+        compile_blocks(model)
+    if mode == "recomputed":
+        recompute_blocks(model)
+    if name in (*REFERENCES, TRUNK, HEAD):
+        if name not in REFERENCES:
+            hidden_first = corruption.hidden.int().argsort(dim=1, descending=True)
+            model = BareTrunk(model, hidden_first[:, : shape.genes // 2] if name == HEAD else None)
         plain_loss = ready(model.loss)
 
         def loss() -> Tensor:
@@ -165,8 +178,10 @@ def mdsc_model(shape: Shape, num_tokens: int, attention: str) -> MdscModel:
 class BareTrunk(nn.Module):
     """The parts of an `MdscModel` that the reference has too: embeddings, blocks with a condition a cell, and head."""
 
-    def __init__(self, model: MdscModel):
+    def __init__(self, model: MdscModel, where: Tensor | None = None):
+        """`where`: (cells, some) genes that the head is for; None: all of them."""
         super().__init__()
+        self.where = where
         self.config = model.config
         self.gene_embedding, self.token_embedding = model.gene_embedding, model.token_embedding
         self.blocks, self.final = model.blocks, model.final
@@ -178,10 +193,14 @@ class BareTrunk(nn.Module):
         how = attending(self.config._attn_implementation, x, None)
         for block in self.blocks:
             x = block(x, condition, how)
+        if self.where is not None:
+            x = x.gather(1, self.where[..., None].expand(-1, -1, x.shape[-1]))
         return self.final(x, condition)
 
     def loss(self, gene_ids: Tensor, tokens: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
         """As `ReferenceDit.loss`, from a head that has no mask to leave out."""
         log_p = self(gene_ids, tokens).log_softmax(dim=-1)
+        if self.where is not None:
+            targets, tokens = targets.gather(1, self.where), tokens.gather(1, self.where)
         nll = -log_p.gather(-1, targets[..., None])[..., 0]
         return (nll * (tokens == self.config.mask_token) * weight[:, None]).mean()

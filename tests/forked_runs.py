@@ -56,8 +56,11 @@ class ForkServer:
         return json.loads(self._process.stdout.readline())
 
     def start(self, folder: Path, arguments: list[str], *, processes: int = 2, **environment: str) -> ForkedRun:
-        """`mdsc train` with these arguments. SLOW: seconds a step; NAN_AT: steps at which process 1 has a bad cell;
-        STOP_AT: after so many steps it gets a SIGTERM when it begins to validate."""
+        """`mdsc train` with these arguments.
+
+        SLOW: seconds a step; NAN_AT: steps at which process 1 has a bad cell; STOP_AT: after so many steps it gets a
+        SIGTERM when it begins to validate; ROOM: free bytes of each process.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -99,6 +102,7 @@ def _serve() -> None:
 
 def _become(rank: int, output: str, request: dict) -> None:
     from mdsc.cli import main
+    from mdsc.training import auto_batch
     from mdsc.training.trainer import Trainer
 
     os.environ |= request["environment"]
@@ -127,6 +131,8 @@ def _become(rank: int, output: str, request: dict) -> None:
         validate(self, done)
 
     Trainer.step, Trainer._losses, Trainer._validate = slow_step, spoiled, stopped
+    if room := os.environ.get("ROOM"):
+        auto_batch.available_bytes = lambda *_: int(room.split()[rank])
     code = main(["train", *request["arguments"]])
     sys.stdout.flush()
     sys.stderr.flush()

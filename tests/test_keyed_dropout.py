@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mdsc.diffusion.keyed_random import Stream, keyed_uniform
 from mdsc.model.keyed_dropout import KeyedDropout, keyed_dropout
 
 
@@ -25,6 +26,14 @@ def test_a_cell_keeps_its_features_in_any_batch(shape: tuple[int, ...]):
 def test_other_keys_drop_others(change: dict):
     layer, x, cells = KeyedDropout(0.5), torch.ones(8, 16), torch.arange(8)
     assert not torch.equal(dropped(layer, x, cells), dropped(layer, x, cells, **change))
+
+
+def test_the_keys_are_seed_step_layer_cell_and_feature():
+    """States of older versions go on with the same draws."""
+    layers = nn.Sequential(KeyedDropout(0.0), KeyedDropout(0.5))
+    found = dropped(layers, torch.ones(8, 16), torch.arange(8), seed=3, step=5)
+    drawn = keyed_uniform(Stream.DROPOUT, 3, 5, 1, torch.arange(8)[:, None], torch.arange(16))
+    assert torch.equal(found != 0, drawn >= 0.5)
 
 
 def test_layers_drop_others():

@@ -89,7 +89,7 @@ def test_what_does_not_fit_into_memory_is_a_row_of_the_table(monkeypatch):
     def measured(name: str, *_, **__) -> dict:
         if name == TRUNK:
             return {"failure": "out of memory"}
-        return {"seconds": [2.0, 1.0], "memory_bytes": 2**20, "trunk": 10}
+        return {"seconds": [2.0, 1.0], "memory_bytes": 2**20, "trunk": 10, "first_seconds": 3.0}
 
     monkeypatch.setattr(train_step, "measure_in_turns", lambda names, *_, **__: {n: measured(n) for n in names})
     monkeypatch.setattr(train_step, "operators", lambda name, *_, **__: {} if name == TRUNK else {"aten::mm": 0.5})

@@ -111,8 +111,9 @@ class OptimConfig:
     """Optimiser steps."""
     global_batch_size: int = 256
     """Cells per optimiser step, over all processes and accumulation."""
-    batch_size: int | None = None
-    """Cells per process at once; what is missing to the global batch is accumulated. Default: all at once."""
+    batch_size: int | Literal["auto"] | None = None
+    """Cells per process at once; what is missing to the global batch is accumulated. Default: all at once; auto: the
+    most that the memory holds (docs/training.md)."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.01
@@ -137,6 +138,10 @@ class OptimConfig:
     """Of max_steps, the first ones train the cell-state pathway alone, which is some ten times faster."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast, or not; auto takes bf16 where the device computes it fast."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks anew in the backward pass: a fraction of the memory, the same gradients, a third more time."""
+    compile: bool = False
+    """torch.compile of each block; needs a C++ compiler, on GPUs a C compiler, and half a minute at the start."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     validate_every: int = 200

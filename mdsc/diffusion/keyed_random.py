@@ -9,7 +9,7 @@ stream whose start the keys before it have chosen.
 from enum import IntEnum
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 
@@ -23,20 +23,25 @@ class Stream(IntEnum):
     DROPOUT = 5  # which features a layer drops
 
 
-def keyed_uniform(*keys: int | Tensor) -> Float64[Tensor, "..."]:
+def keyed_uniform(*keys: int | Tensor, after: int | Tensor = 0) -> Float64[Tensor, "..."]:
     """Uniform draws in the open interval (0, 1), one for each tuple of keys.
 
     keys: integers or integer tensors, which broadcast; the order matters. The fewer values a key takes, the earlier it
-    should stand, because the hash of a prefix is computed on the prefix's shape alone.
+    should stand, because the hash of a prefix is computed on the prefix's shape alone. after: `keyed_state` of keys
+    that stand before these.
     Returns (2 m + 1) / 2^53 for m of 52 random bits, which float64 holds exactly: never 0, never 1, and tails as thin
     as 1e-15 are reached (float32 draws stop at 2^-24).
     """
-    assert keys, "keyed_uniform needs at least one key"
-    state: int | Tensor = 0
+    return (_shifted(keyed_state(*keys, after=after), 12).double() + 0.5) * 2.0**-52
+
+
+def keyed_state(*keys: int | Tensor, after: int | Tensor = 0) -> Int64[Tensor, "..."]:
+    """The hash of these keys, and of those before them."""
+    state = after
     for key in keys:
         key = torch.tensor(_wrapped(key)) if isinstance(key, int) else key.long()
         state = _mix(state + (key + 1) * _GOLDEN)
-    return (_shifted(state, 12).double() + 0.5) * 2.0**-52
+    return state
 
 
 def _mix(x: Tensor) -> Tensor:

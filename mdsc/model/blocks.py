@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from mdsc.model.attention import Attending, attend
 from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.configuration import MdscConfig
-from mdsc.model.keyed_dropout import KeyedDropout
+from mdsc.model.keyed_dropout import KeyedDropout, Keys
+from mdsc.model.trunk_block import TrunkBlock
 
 
 def modulate(
@@ -41,7 +42,7 @@ class Attention(nn.Module):
         return self.out(rearrange(mixed, "b n h d -> b n (h d)"))
 
 
-class DiTBlock(nn.Module):
+class DiTBlock(TrunkBlock):
     """x + gate * attention(modulated x), then the same with an MLP. Gates start at zero: the identity."""
 
     def __init__(self, config: MdscConfig):
@@ -55,12 +56,18 @@ class DiTBlock(nn.Module):
         self.attention_dropout = KeyedDropout(config.dropout)
         self.mlp_dropout = KeyedDropout(config.dropout)
 
-    def forward(
-        self, x: Float[Tensor, "batch genes hidden"], condition: Float[Tensor, "batch hidden"], attending: Attending
+    def add(
+        self,
+        x: Float[Tensor, "batch genes hidden"],
+        condition: Float[Tensor, "batch hidden"],
+        attending: Attending,
+        attention_keys: Keys | None,
+        mlp_keys: Keys | None,
     ) -> Float[Tensor, "batch genes hidden"]:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None, :].chunk(6, dim=-1)
-        x = x + gate_a * self.attention_dropout(self.attention(modulate(x, shift_a, scale_a), attending))
-        return x + gate_m * self.mlp_dropout(self.mlp(modulate(x, shift_m, scale_m)))
+        attended = self.attention(modulate(x, shift_a, scale_a), attending)
+        x = x + gate_a * self.attention_dropout(attended, attention_keys)
+        return x + gate_m * self.mlp_dropout(self.mlp(modulate(x, shift_m, scale_m)), mlp_keys)
 
 
 class FinalLayer(nn.Module):

@@ -2,13 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mdsc.diffusion.keyed_random import Stream, keyed_uniform
+from mdsc.diffusion.keyed_random import Stream, keyed_state, keyed_uniform
+
+
+class Keys(NamedTuple):
+    """What decides which features a layer drops of each cell. Tensors: a compiler would take numbers for constants."""
+
+    run: Int64[Tensor, ""]
+    """Hash of seed, step and layer."""
+    cell_index: Int[Tensor, " batch"]
 
 
 class KeyedDropout(nn.Module):
@@ -17,15 +26,18 @@ class KeyedDropout(nn.Module):
     def __init__(self, share: float):
         super().__init__()
         self.share = share
-        self.keys: tuple[int, int, int, Int[Tensor, " batch"]] | None = None
+        self.keys: Keys | None = None
 
-    def forward(self, x: Float[Tensor, " batch *features"]) -> Float[Tensor, " batch *features"]:
-        if not self.training or self.share == 0 or self.keys is None:
+    def forward(
+        self, x: Float[Tensor, " batch *features"], keys: Keys | None = None
+    ) -> Float[Tensor, " batch *features"]:
+        """`keys`: those that `self.keys` were when the forward pass came by, for who recomputes it later."""
+        keys = keys or self.keys
+        if not self.training or self.share == 0 or keys is None:
             return F.dropout(x, self.share, self.training)
-        *run, cell_index = self.keys
         feature = torch.arange(x[0].numel(), device=x.device).view(1, *x.shape[1:])
-        cell_index = cell_index.view(-1, *[1] * (x.ndim - 1))
-        is_kept = keyed_uniform(Stream.DROPOUT, *run, cell_index, feature) >= self.share
+        cell_index = keys.cell_index.view(-1, *[1] * (x.ndim - 1))
+        is_kept = keyed_uniform(cell_index, feature, after=keys.run) >= self.share
         return torch.where(is_kept, x / (1 - self.share), 0.0)
 
 
@@ -33,8 +45,13 @@ class KeyedDropout(nn.Module):
 def keyed_dropout(model: nn.Module, *, seed: int, step: int, cell_index: Int[Tensor, " batch"]) -> Iterator[None]:
     """Key the dropout of a batch by (seed, step, layer, place of the cell in the global batch)."""
     layers = [module for module in model.modules() if isinstance(module, KeyedDropout)]
-    for number, layer in enumerate(layers):
-        layer.keys = (seed, step, number, cell_index)
+    if not any(layer.share for layer in layers):
+        yield
+        return
+    numbers = torch.arange(len(layers), device=cell_index.device)
+    runs = keyed_state(numbers, after=keyed_state(Stream.DROPOUT, seed, step))
+    for layer, run in zip(layers, runs, strict=True):
+        layer.keys = Keys(run, cell_index)
     try:
         yield
     finally:

@@ -14,7 +14,8 @@ from mdsc.model.attention import Attending, attend
 from mdsc.model.blocks import modulate
 from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.configuration import MdscConfig
-from mdsc.model.keyed_dropout import KeyedDropout
+from mdsc.model.keyed_dropout import KeyedDropout, Keys
+from mdsc.model.trunk_block import TrunkBlock
 
 WIDTH_STEP = 64
 """Columns that are read of a cell are a multiple of this: few shapes, and such as kernels like."""
@@ -113,7 +114,7 @@ class LatentRead(nn.Module):
         return latents + self.dropout(read)
 
 
-class LatentReadout(nn.Module):
+class LatentReadout(TrunkBlock):
     """Each gene looks at the latents, then goes through an MLP of its own. Gates start at zero: the identity."""
 
     def __init__(self, config: MdscConfig):
@@ -127,20 +128,23 @@ class LatentReadout(nn.Module):
         self.attention_dropout = KeyedDropout(config.dropout)
         self.mlp_dropout = KeyedDropout(config.dropout)
 
-    def forward(
+    def add(
         self,
         x: Float[Tensor, "batch genes hidden"],
         latents: Float[Tensor, "batch latents hidden"],
         condition: Float[Tensor, "batch hidden"],
         attending: Attending,
+        attention_keys: Keys | None,
+        mlp_keys: Keys | None,
     ) -> Float[Tensor, "batch genes hidden"]:
         """attending: without a mask, as all latents are there; what pads would learn is of no use to anybody."""
         shift_a, scale_a, gate_a, shift_s, scale_s, shift_m, scale_m, gate_m = self.modulation(condition)[
             :, None, :
         ].chunk(8, dim=-1)
         source = modulate(latents, shift_s, scale_s)
-        x = x + gate_a * self.attention_dropout(self.attention(modulate(x, shift_a, scale_a), source, attending))
-        return x + gate_m * self.mlp_dropout(self.mlp(modulate(x, shift_m, scale_m)))
+        attended = self.attention(modulate(x, shift_a, scale_a), source, attending)
+        x = x + gate_a * self.attention_dropout(attended, attention_keys)
+        return x + gate_m * self.mlp_dropout(self.mlp(modulate(x, shift_m, scale_m)), mlp_keys)
 
 
 def over_columns(implementation: str, filled: Bool[Tensor, "batch width"], num_queries: int) -> Attending:

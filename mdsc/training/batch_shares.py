@@ -5,7 +5,7 @@ from mdsc.errors import UserError
 
 
 def micro_batch_size(config: OptimConfig, num_processes: int) -> int:
-    """Cells that a process takes at once, so that `global_batch_size` is reached by equal shares.
+    """Cells that a process takes at once, so that `global_batch_size` is reached by equal shares; "auto": at most.
 
     The number of accumulated micro-batches follows: global_batch_size / (num_processes * this).
     """
@@ -15,7 +15,7 @@ def micro_batch_size(config: OptimConfig, num_processes: int) -> int:
             f"--train.global-batch-size {config.global_batch_size} is no multiple of the {num_processes} processes; "
             f"give {max(share, 1) * num_processes}, or launch another number of processes."
         )
-    if config.batch_size is None:
+    if config.batch_size in (None, "auto"):
         return share
     if config.batch_size < 1 or share % config.batch_size:
         fitting = max(

@@ -25,8 +25,11 @@ from mdsc.data.tokenizers import Tokenizer, make_tokenizer
 from mdsc.errors import UserError
 from mdsc.model.initialisation import build_model
 from mdsc.publish.uploads import Uploads
+from mdsc.training.auto_batch import settle_batch_size
 from mdsc.training.background_writer import BackgroundWriter, cannot_write
+from mdsc.training.compiled_blocks import told_failed_compilation
 from mdsc.training.cpu_processes import start_missing_processes
+from mdsc.training.memory_errors import told_out_of_memory
 from mdsc.training.option_checks import check
 from mdsc.training.plots import plot_losses
 from mdsc.training.process_talk import largest, on_main
@@ -134,6 +137,7 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
         if state is not None:
             restore(trainer, state.facts, state.folder if accelerator.is_main_process else None)
             progress.starts_at(trainer.done)
+        settle_batch_size(trainer, progress.say)
         if accelerator.is_main_process and (state is None or state.run != run_folder.resolve()):
             set_aside(run_folder)
         saver = RunSaver(trainer, accelerator, folder, writer, tracker, uploads)
@@ -145,7 +149,8 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
             saver.save(done, quarantine_log.update(done))
 
         quarantine_log.update(trainer.done)
-        trainer.run(loader.iterate(trainer.done), save, logged=quarantine_log.update)
+        with told_out_of_memory(config, accelerator.num_processes), told_failed_compilation(config):
+            trainer.run(loader.iterate(trainer.done), save, logged=quarantine_log.update)
         saver.finish()
         if trainer.is_stopping:
             number = largest(accelerator, signals.number)

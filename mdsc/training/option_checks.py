@@ -10,6 +10,7 @@ from mdsc.hub.repository import check_name
 from mdsc.model.attention import missing, require, unfit
 from mdsc.publish.card_file import check_license
 from mdsc.training.batch_shares import micro_batch_size
+from mdsc.training.compiled_blocks import require_compiler
 
 
 def check(config: TrainConfig, num_processes: int) -> None:
@@ -88,6 +89,8 @@ def check(config: TrainConfig, num_processes: int) -> None:
     if Path(config.output_dir).is_file():
         raise UserError(f"--output-dir {config.output_dir} is a file; give a folder for the run.")
     micro_batch_size(train, num_processes)
+    if train.compile:
+        require_compiler("cuda" if torch.cuda.is_available() else "cpu")
     if config.hub.repo is not None:
         check_name(config.hub.repo, "--hub.repo")
     if config.hub.every is not None:

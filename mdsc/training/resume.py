@@ -27,8 +27,8 @@ MAY_CHANGE = {
     "data.dir", "data.cache_dir", "data.cache_bytes", "data.verify", "data.workers", "data.prefetch", "data.on_corrupt",
     "model.attention",
     "train.max_steps", "train.batch_size", "train.log_every", "train.validate_every", "train.save_every",
-    "train.keep_last", "train.ema_device", "tracking.wandb", "tracking.project",
-    "hub.repo", "hub.every", "hub.private", "hub.license",
+    "train.keep_last", "train.ema_device", "train.gradient_checkpointing", "train.compile",
+    "tracking.wandb", "tracking.project", "hub.repo", "hub.every", "hub.private", "hub.license",
 }  # fmt: skip
 """What changes no token, and numbers no more than rounding does, or only what is still to come. The data may move: its
 digest must stay."""

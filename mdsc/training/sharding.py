@@ -27,6 +27,8 @@ def make_accelerator() -> Accelerator:
             f"accelerate started more processes than this machine has GPUs ({number}): give accelerate launch "
             f"--num_processes {number}, times the number of machines."
         )
+    # No TF32, whatever the environment says: likelihoods are what this is about, and bf16 autocast is the way to speed.
+    torch.set_float32_matmul_precision("highest")
     wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     # Apple's GPUs lack float64, which the keyed draws need.
     # Precision is `train.precision`, whatever the launcher's --mixed_precision: the head stays in float32.

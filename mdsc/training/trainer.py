@@ -25,6 +25,7 @@ from mdsc.model.keyed_dropout import keyed_dropout
 from mdsc.model.latent import most_nonzero
 from mdsc.training.bad_batches import BadBatches
 from mdsc.training.batch_shares import micro_batch_size
+from mdsc.training.compiled_blocks import set_up_blocks, uncompiled
 from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import FiniteGuard, is_admitted
 from mdsc.training.optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate, step_if
@@ -67,6 +68,7 @@ class Trainer:
         self.micro_batch_size = micro_batch_size(config.train, accelerator.num_processes)
         self.uses_bf16 = uses_bf16(config.train.precision, self.device)
         self.model = place(model, accelerator, in_bf16=self.uses_bf16).train()
+        set_up_blocks(self.model, config.train)
         self.wrapped_model = self.model  # for several processes, once a phase begins
         self.ema = Ema(self.model, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
         self.parameters = list(self.model.parameters())
@@ -220,12 +222,13 @@ class Trainer:
         self._is_pathway_phase = is_pathway_phase
         few_cells = batch.select(slice(0, 2)).widened()
         del self.wrapped_model  # the last phase's hooks go with it
-        self.wrapped_model = prepare_phase(
-            self.accelerator,
-            self.model,
-            self.optimizer,
-            lambda model: self._losses(model, step, few_cells)["loss"].sum(),
-        )
+        with uncompiled(self.config):
+            self.wrapped_model = prepare_phase(
+                self.accelerator,
+                self.model,
+                self.optimizer,
+                lambda model: self._losses(model, step, few_cells)["loss"].sum(),
+            )
 
     def _log(self, done: int) -> None:
         values = self.averages.take()
@@ -238,7 +241,7 @@ class Trainer:
     def _validate(self, done: int) -> None:
         """Score the averaged weights; where a process wants to stop, it is left for the run that goes on."""
         self.is_validation_due = True
-        with self.averages.paused(), self.ema.applied() as averaged:
+        with self.averages.paused(), uncompiled(self.config), self.ema.applied() as averaged:
             scores = validate(
                 partial(
                     self._predict,
