@@ -90,10 +90,17 @@ def test_two_processes_train_as_one_does(runs: dict[str, Path], kind: str):
     assert min(norms) > 0.2, "clipping is part of what is compared"
 
 
-def test_weights_that_travel_in_bf16_are_those_of_autocast(folder: Path, server: ForkServer, tmp_path: Path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("--train.precision", "bf16"), id="bf16"),  # DDP rounds weights by autocast, FSDP2 its shards
+        pytest.param(("--model.backbone", "latent", "--model.num-latents", "4"), id="latent"),
+    ],
+)
+def test_shards_train_as_copies_do(folder: Path, server: ForkServer, tmp_path: Path, options: tuple[str, ...]):
     runs = [tmp_path / kind for kind in ("ddp", "fsdp")]
     for run in runs:
-        server.finish(folder, arguments(folder, run, "--train.precision", "bf16"), **KINDS[run.name])
+        server.finish(folder, arguments(folder, run, *options), **KINDS[run.name])
     for mine, theirs in zip(*map(metrics, runs), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-6, abs=1e-12)
 

@@ -51,7 +51,7 @@ class MdscModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ("DiTBlock",)
+    _no_split_modules = ("DiTBlock", "LatentRead", "LatentReadout")
 
     def __init__(self, config: MdscConfig):
         super().__init__(config)
