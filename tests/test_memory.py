@@ -72,6 +72,13 @@ def test_what_is_kept_for_the_backward_pass_is_as_told(folder: Path, precision: 
         assert measured < 0.7 * kept_by(plain, 16)
 
 
+def test_telling_changes_nothing():
+    config, before = MdscConfig(**peak_memory.SHAPE, attn_implementation="flex_attention"), torch.get_rng_state()
+    estimate_memory(config, TrainConfig(), CPU, cells=2, genes=8, uses_bf16=False)
+    assert config._attn_implementation == "flex_attention", "it is told for sdpa, which keeps as much"
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_most_that_is_alive_is_a_convex_function_of_cells(folder: Path):
     """The search draws a line from one cell to all, and takes what is below it to fit."""
     trainer, _ = tiny_trainer(tiny_config(folder, global_batch_size=64))

@@ -1,5 +1,6 @@
 """What to do where memory does not suffice, in one or two lines."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,10 +17,9 @@ def ways_out(config: TrainConfig, num_processes: int) -> str:
         ways.append("--train.batch-size auto")
     if not config.train.gradient_checkpointing:
         ways.append("--train.gradient-checkpointing")
-    if num_processes > 1:
-        ways.append("FSDP2 (--config_file configs/accelerate/fsdp2.yaml of accelerate launch)")
-    else:
-        ways.append("FSDP2 on several GPUs")
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        several = "--config_file configs/accelerate/fsdp2.yaml of accelerate launch"
+        ways.append(f"FSDP2 ({several})" if num_processes > 1 else "FSDP2 on several GPUs")
     ways.append("fewer genes (--data.num-genes) or a smaller model (--model.hidden-size, --model.num-layers)")
     return ", ".join(ways[:-1]) + f"; else {ways[-1]}"
 

@@ -4,6 +4,7 @@ A step is run on fake tensors, which have shapes and types and no bytes. So ever
 the kernels of attention keep is counted as it is, whatever the network is made of, and no formula can grow stale.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -107,7 +108,7 @@ def _of_a_step(
     """Bytes kept, most bytes alive; number of parameters, bytes of buffers."""
     attention = model_config._attn_implementation
     with FakeTensorMode(), torch.device(device):
-        model = MdscModel(model_config).train()
+        model = MdscModel(copy.deepcopy(model_config)).train()
         model.set_attn_implementation(attention if attention in OWN_MEMORY else "sdpa")
         if config.train.gradient_checkpointing:
             recompute_blocks(model)
