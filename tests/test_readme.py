@@ -35,7 +35,7 @@ ACCELERATE = {
 }
 CHECKPOINT = {
     *("model.safetensors", "genes.parquet", "tokenizer.json", "training.yaml", "quarantined.json", "state.json"),
-    "loss.png",
+    *("loss.png", "run.json"),
 }
 
 

@@ -29,6 +29,7 @@ from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.compiled_blocks import set_up_blocks, uncompiled
 from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import FiniteGuard, is_admitted
+from mdsc.training.loss_spikes import LossSpikes
 from mdsc.training.optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate, step_if
 from mdsc.training.peak_flops import peak_of_run
 from mdsc.training.phases import prepare_phase
@@ -81,6 +82,7 @@ class Trainer:
         self.averages = StepAverages(self.device, config.train.global_batch_size, peak)
         self.outcomes = StepOutcomes(self.device)
         self.bad_batches = BadBatches(accelerator, config.train.global_batch_size, addresses, progress, tracker)
+        self.spikes = LossSpikes(config, accelerator, addresses, progress, tracker)
         self.wants_stop = wants_stop
         self.is_stopping = False  # all processes have agreed to
         self.done = 0
@@ -174,6 +176,7 @@ class Trainer:
         for outcome in self.outcomes.take(all_steps=all_steps):
             what = "" if outcome.is_finite else self.bad_batches.tell(outcome)
             self.guard.heard(outcome.step, outcome.is_finite, what)
+            self.spikes.heard(outcome)
             self.is_stopping |= outcome.is_stopping
 
     def _losses(self, model: nn.Module, step: int, cells: CellBatch) -> dict[str, Tensor]:
@@ -240,6 +243,7 @@ class Trainer:
         values = self.averages.take()
         values["learning_rate"] = learning_rate(done - 1, self.config.train)
         values["skipped_steps"] = self.guard.skipped
+        values["loss_spikes"] = self.spikes.window.count
         self.progress.measured(values)
         if self.tracker is not None:
             self.tracker.log(done, values)
