@@ -154,7 +154,7 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
 
         quarantine_log.update(trainer.done)
         with told_out_of_memory(config, accelerator.num_processes), told_failed_compilation(config):
-            trainer.run(loader.iterate(trainer.done), save, logged=quarantine_log.update)
+            trainer.run(loader.iterate(trainer.done, accelerator.device), save, logged=quarantine_log.update)
         saver.finish()
         if trainer.is_stopping:
             number = largest(accelerator, signals.number)
