@@ -1,0 +1,142 @@
+"""What benchmarks/gpu.py measures without training: peak, attention, whole steps by size, backend and batch, tests.
+
+A stage takes a `Plan` and a function that keeps what is known so far, and gives its result. On a CPU (--dry-run) it
+does the same with shapes that take seconds.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+Keep = Callable[[dict], None]
+BIG_FIRST = ("base", "large", "xl", "small")
+"""The sizes in the order of what is to be known: the goals are of the first three."""
+GPU_SHAPE = {"cells": 8, "genes": 1023, "width": 768}  # an odd number of genes: not every kernel takes one
+CPU_SHAPE = {"cells": 2, "genes": 31, "width": 64}
+SWEEP = {"base": (8, 16, 32, 64, 128)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    device: str
+    dry_run: bool
+    work_dir: str
+    """For shards and runs; what is there is used again."""
+    seconds: float
+    """That the stage may take; then it is cut off, and what it has kept counts."""
+
+
+def peak(plan: Plan, keep: Keep) -> dict:
+    """Floating-point operations a second of a matrix product, and what they were measured on."""
+    from mdsc.training.peak_flops import peak_flops
+
+    device = torch.device(plan.device)
+    result = {"torch": torch.__version__, "python": platform.python_version(), "device": device_name(device)}
+    result["git"] = os.environ.get("MDSC_COMMIT")
+    keep(result)
+    for name in ("bf16", "fp32"):
+        result[name] = peak_flops(device, bf16=name == "bf16", repeats=2 if plan.dry_run else 7)
+        keep(result)
+    return result
+
+
+def attention(plan: Plan, keep: Keep) -> dict:
+    """Each attention forward, backward and with pads, against eager attention in float32; speed against sdpa."""
+    from mdsc.model.attention import BACKENDS
+    from mdsc.model.attention_trial import TOLERANCE, AttentionTrial
+
+    device = torch.device(plan.device)
+    trials: dict[str, dict] = {}
+    result = {"tolerance": TOLERANCE[torch.bfloat16], "shape": CPU_SHAPE if plan.dry_run else GPU_SHAPE}
+    result["trials"] = trials
+    trial = AttentionTrial(device, torch.bfloat16, **result["shape"])
+    for name in ("eager", "sdpa_math", *(name for name in BACKENDS if name not in ("eager", "sdpa_math"))):
+        if name in BACKENDS:
+            trials[name] = asdict(trial.run(name))
+            keep(result)
+    return result
+
+
+def sizes(plan: Plan, keep: Keep) -> dict:
+    """A whole step of each size and the reference DiT of equal width and depth, eager and compiled."""
+    names = ("tiny",) if plan.dry_run else BIG_FIRST
+    return _train_step(plan, keep, [{"sizes": (name,), "modes": ("compiled", "eager")} for name in names])
+
+
+def sweep(plan: Plan, keep: Keep) -> dict:
+    """Cells of a batch, compiled."""
+    cells = {"tiny": (1, 2)} if plan.dry_run else SWEEP
+    modes = ("eager",) if plan.dry_run else ("compiled",)
+    return _train_step(plan, keep, [{"sizes": (name,), "cells": cells[name], "modes": modes} for name in cells])
+
+
+def backends(plan: Plan, keep: Keep) -> dict:
+    """A whole step of base with each attention that works here."""
+    from mdsc.model.attention import BACKENDS, missing, unfit
+
+    here = {"is_half": True, "has_pads": False, "needs_grad": True}
+    fit = [name for name in BACKENDS if not (missing(name) or unfit(name, plan.device, **here))]
+    size, mode = ("tiny", "eager") if plan.dry_run else ("base", "compiled")
+    return _train_step(
+        plan, keep, [{"sizes": (size,), "modes": (mode,), "attentions": (name,)} for name in fit if name != "eager"]
+    )
+
+
+def _train_step(plan: Plan, keep: Keep, parts: Sequence[dict]) -> dict:
+    """benchmarks/train_step.py part by part; a part that fails is told, and the others go on."""
+    import train_step
+    from train_step_variants import STEP
+
+    result: dict = {"runs": [], "failures": []}
+    small = {"genes": 16, "repeats": 2, "precisions": ("bf16",)} if plan.dry_run else {"repeats": 7}
+    for part in parts:
+        options = {"variants": (STEP,), "profile": False} | small | part
+        if plan.dry_run and "cells" not in options:
+            options["cells"] = (2,)
+        path = Path(plan.work_dir) / "train_step.json"
+        config = train_step.TrainStepBenchmarkConfig(device=plan.device, json=path, **options)
+        path.unlink(missing_ok=True)
+        try:
+            found = train_step.run(config)
+        except Exception as error:  # of a compiler or a kernel: the others are still to be measured
+            result["failures"].append({"part": part, "error": first_line(error)})
+            found = json.loads(path.read_text()) if path.is_file() else {"runs": []}
+        result |= {name: found[name] for name in ("device", "peak_flops") if name in found}
+        result["runs"] += found["runs"]
+        keep(result)
+    return result
+
+
+def tests(plan: Plan, keep: Keep) -> dict:
+    """The tests that only a GPU can run; without one they must be skipped, and not fail."""
+    marked = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "cuda.is_available()" in path.read_text()]
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-k", "gpu or cuda", *map(str, marked)]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True, check=False
+    )
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    result = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)}
+    told = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return (
+        {"exit_code": done.returncode, "summary": last, "files": [path.name for path in marked]}
+        | result
+        | {"told": told[:20]}
+    )
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:300]}"
