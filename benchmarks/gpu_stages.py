@@ -31,8 +31,8 @@ class Plan:
     dry_run: bool
     work_dir: str
     """For shards and runs; what is there is used again."""
-    seconds: float
-    """That the stage may take; then it is cut off, and what it has kept counts."""
+    deadline: float
+    """On `time.monotonic`: then the stage is cut off, and what it has kept counts."""
 
 
 def peak(plan: Plan, keep: Keep) -> dict:
@@ -59,8 +59,8 @@ def attention(plan: Plan, keep: Keep) -> dict:
     result = {"tolerance": TOLERANCE[torch.bfloat16], "shape": CPU_SHAPE if plan.dry_run else GPU_SHAPE}
     result["trials"] = trials
     trial = AttentionTrial(device, torch.bfloat16, **result["shape"])
-    for name in ("eager", "sdpa_math", *(name for name in BACKENDS if name not in ("eager", "sdpa_math"))):
-        if name in BACKENDS:
+    for name in BACKENDS:
+        if not (plan.dry_run and name == "flex_attention"):  # it would be compiled for what a CPU cannot train
             trials[name] = asdict(trial.run(name))
             keep(result)
     return result
@@ -109,9 +109,9 @@ def _train_step(plan: Plan, keep: Keep, parts: Sequence[dict]) -> dict:
             found = train_step.run(config)
         except Exception as error:  # of a compiler or a kernel: the others are still to be measured
             result["failures"].append({"part": part, "error": first_line(error)})
-            found = json.loads(path.read_text()) if path.is_file() else {"runs": []}
-        result |= {name: found[name] for name in ("device", "peak_flops") if name in found}
-        result["runs"] += found["runs"]
+            found = json.loads(path.read_text()) if path.is_file() else {"runs": [], "peak_flops": {}}
+        for run in found["runs"]:
+            result["runs"].append(run | {"peak": found["peak_flops"][run["precision"]]})
         keep(result)
     return result
 

@@ -41,9 +41,8 @@ def goals(stages: dict) -> ResultTable:
     """Each goal with what was measured for it."""
     rows = []
     runs = [run for run in _runs(stages, "sizes") if "seconds" in run]
-    peaks = stages.get("sizes", {}).get("peak_flops", {})
     for size, goal in GOALS.items():
-        found = [_mfu(run, peaks) for run in runs if run["size"] == size and run["name"].startswith("mdsc")]
+        found = [_mfu(run) for run in runs if run["size"] == size and run["name"].startswith("mdsc")]
         rows.append((f"MFU of {size}", f">= {goal:.0%}", *_judged(max(found, default=None), goal, "{:.1%}")))
     for size in GOALS:
         ours = [_seconds(run) for run in runs if run["size"] == size and run["name"].startswith("mdsc")]
@@ -92,7 +91,7 @@ def tables(stages: dict) -> Iterator[ResultTable]:
     for name, title in (("sizes", "Steps of each size"), ("sweep", "Cells of a batch"), ("backends", "Attention")):
         told = stages.get(name, {})
         if told.get("runs"):
-            rows = [_step_row(run, told.get("peak_flops", {})) for run in told["runs"]]
+            rows = [_step_row(run) for run in told["runs"]]
             columns = ("", "cells", "setting", "ms a step", "cells/s", "MFU, 6 N", "with attention", "memory (MiB)")
             yield ResultTable(title, columns, rows, "; ".join(_notes(told)))
     if trials := stages.get("attention", {}).get("trials"):
@@ -119,13 +118,13 @@ def tables(stages: dict) -> Iterator[ResultTable]:
         yield ResultTable("The rest", ("stage", "what came of it"), rest)
 
 
-def _step_row(run: dict, peaks: dict) -> tuple[str, ...]:
+def _step_row(run: dict) -> tuple[str, ...]:
     name, setting = f"{run['size']}: {run['name']}", f"{run['precision']} {run['mode']} {run['attention']}"
     cells = run["shape"]["cells"]
     if "failure" in run:
         return (name, str(cells), setting, run["failure"], *["-"] * 4)
     seconds = _seconds(run)
-    alone = _mfu(run, peaks, with_attention=False)
+    alone = _mfu(run, with_attention=False)
     return (
         name,
         str(cells),
@@ -133,7 +132,7 @@ def _step_row(run: dict, peaks: dict) -> tuple[str, ...]:
         f"{1000 * seconds:,.1f}",
         f"{cells / seconds:,.1f}",
         f"{alone:.1%}",
-        f"{_mfu(run, peaks):.1%}",
+        f"{_mfu(run):.1%}",
         f"{run['memory_bytes'] / 2**20:,.0f}",
     )
 
@@ -153,11 +152,11 @@ def _seconds(run: dict) -> float:
     return statistics.median(run["seconds"])
 
 
-def _mfu(run: dict, peaks: dict, *, with_attention: bool = True) -> float:
+def _mfu(run: dict, *, with_attention: bool = True) -> float:
     shape = run["shape"]
     between = attention_flops(shape["layers"], shape["width"], shape["genes"]) if with_attention else 0
     flops = shape["cells"] * shape["genes"] * (matrix_flops(run["trunk"]) + between)
-    return flops / _seconds(run) / peaks[run["precision"]]
+    return flops / _seconds(run) / run["peak"]
 
 
 def _judged(value: float | None, goal: float, form: str) -> tuple[str, str]:

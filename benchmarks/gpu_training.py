@@ -138,7 +138,6 @@ def resume(plan: Plan, keep: Keep) -> dict:
 
 def stability(plan: Plan, keep: Keep) -> dict:
     """Training as a user starts it, for as long as there is time; a later call goes on where this one has stopped."""
-    begin = time.perf_counter()
     shards = _simulated(plan, "shards", cells=1000 if plan.dry_run else 30_000, genes=100 if plan.dry_run else 4096)
     run = Path(plan.work_dir) / "stability"
     options = {
@@ -154,12 +153,12 @@ def stability(plan: Plan, keep: Keep) -> dict:
     command += ["--output-dir", str(run), "--resume", "auto"]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
-    end = begin + plan.seconds - (10 if plan.dry_run else SECONDS_TO_END)
+    begin, end = time.monotonic(), plan.deadline - (8 if plan.dry_run else SECONDS_TO_END)
     watched: list[dict[str, float]] = []
     try:
-        while time.perf_counter() < end and process.poll() is None:
-            time.sleep(min(WATCH_EVERY, max(end - time.perf_counter(), 0)))
-            watched.append({"seconds": time.perf_counter() - begin} | _memory(process.pid, plan.device))
+        while time.monotonic() < end and process.poll() is None:
+            time.sleep(min(WATCH_EVERY, max(end - time.monotonic(), 0)))
+            watched.append({"seconds": time.monotonic() - begin} | _memory(process.pid, plan.device))
             keep(_told(run, size, watched) | {"exit_code": None})
     finally:
         if process.poll() is None:
