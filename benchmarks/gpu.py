@@ -31,8 +31,8 @@ TRAINING = (*CODE, *DATA, "accelerate", "tyro", "rich", "matplotlib")
 TESTS = (*TRAINING, "pytest", "beartype", "pandas")
 DISTRIBUTIONS = {"yaml": "pyyaml", "tyro": "tyro docstring-parser typeguard", "jaxtyping": "jaxtyping wadler-lindig"}
 """Where they are called otherwise, or need what is seldom there."""
-DRY_SECONDS = 30.0
-"""Of stability, which else takes all the time that there is."""
+DRY_SECONDS = 120.0
+"""Of stability, at most: it ends when it has trained some steps."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ def say_what_is_missing(stages: Sequence[str]) -> dict[str, list[str]]:
         names = " ".join(DISTRIBUTIONS.get(module, module) for module in modules)
         print(f"missing here: {', '.join(modules)}. Where the network is, a machine of the same Python in mind:")
         print(f"    sh benchmarks/gpu_wheels.sh wheels {names}")
-        print("and here: python -m pip install --no-index --no-deps --target site wheels/*.whl; export PYTHONPATH=site")
+        print("and here: python -m pip install --no-index --no-deps --target site wheels/*.whl")
+        print("          export PYTHONPATH=$PWD/site")
     return lacking
 
 

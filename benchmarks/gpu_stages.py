@@ -4,7 +4,6 @@ A stage takes a `Plan` and a function that keeps what is known so far, and gives
 does the same with shapes that take seconds.
 """
 
-import json
 import os
 import platform
 import re
@@ -12,7 +11,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -67,52 +68,60 @@ def attention(plan: Plan, keep: Keep) -> dict:
 
 
 def sizes(plan: Plan, keep: Keep) -> dict:
-    """A whole step of each size and the reference DiT of equal width and depth, eager and compiled."""
+    """A whole step of each size and the reference DiT of equal width and depth, compiled and eager."""
     names = ("tiny",) if plan.dry_run else BIG_FIRST
-    return _train_step(plan, keep, [{"sizes": (name,), "modes": ("compiled", "eager")} for name in names])
+    parts = [{"size": name, "mode": mode} for name in names for mode in ("compiled", "eager")]
+    return _steps(plan, keep, parts, with_reference=True)
 
 
 def sweep(plan: Plan, keep: Keep) -> dict:
     """Cells of a batch, compiled."""
     cells = {"tiny": (1, 2)} if plan.dry_run else SWEEP
-    modes = ("eager",) if plan.dry_run else ("compiled",)
-    return _train_step(plan, keep, [{"sizes": (name,), "cells": cells[name], "modes": modes} for name in cells])
+    return _steps(plan, keep, [{"size": name, "cells": number} for name in cells for number in cells[name]])
 
 
 def backends(plan: Plan, keep: Keep) -> dict:
-    """A whole step of base with each attention that works here."""
+    """A whole step of base with each attention that works here, compiled."""
     from mdsc.model.attention import BACKENDS, missing, unfit
 
     here = {"is_half": True, "has_pads": False, "needs_grad": True}
     fit = [name for name in BACKENDS if not (missing(name) or unfit(name, plan.device, **here))]
-    size, mode = ("tiny", "eager") if plan.dry_run else ("base", "compiled")
-    return _train_step(
-        plan, keep, [{"sizes": (size,), "modes": (mode,), "attentions": (name,)} for name in fit if name != "eager"]
-    )
+    size = "tiny" if plan.dry_run else "base"
+    return _steps(plan, keep, [{"size": size, "attention": name} for name in fit if name != "eager"])
 
 
-def _train_step(plan: Plan, keep: Keep, parts: Sequence[dict]) -> dict:
-    """benchmarks/train_step.py part by part; a part that fails is told, and the others go on."""
+def _steps(plan: Plan, keep: Keep, parts: Sequence[dict], *, with_reference: bool = False) -> dict:
+    """What benchmarks/train_step.py measures, part by part; a part that fails is told, and the others go on."""
     import train_step
-    from train_step_variants import STEP
+    from train_step_measure import measure_in_turns, measure_one
+    from train_step_variants import REFERENCE, STEP
 
-    result: dict = {"runs": [], "failures": []}
-    small = {"genes": 16, "repeats": 2, "precisions": ("bf16",)} if plan.dry_run else {"repeats": 7}
+    from mdsc.training.peak_flops import peak_flops
+
+    device, genes = torch.device(plan.device), 16 if plan.dry_run else None
+    result: dict = {"peak": peak_flops(device, bf16=True), "runs": [], "failures": []}
+    default_cells = dict.fromkeys(train_step.CUDA_CELLS, 2) if plan.dry_run else train_step.CUDA_CELLS
+    # Generating code for a CPU takes a minute and tells nothing of a GPU; the graphs are made all the same.
+    quick = partial(torch.compile, backend="aot_eager") if plan.dry_run else torch.compile
     for part in parts:
-        options = {"variants": (STEP,), "profile": False} | small | part
-        if plan.dry_run and "cells" not in options:
-            options["cells"] = (2,)
-        path = Path(plan.work_dir) / "train_step.json"
-        config = train_step.TrainStepBenchmarkConfig(device=plan.device, json=path, **options)
-        path.unlink(missing_ok=True)
-        try:
-            found = train_step.run(config)
-        except Exception as error:  # of a compiler or a kernel: the others are still to be measured
-            result["failures"].append({"part": part, "error": first_line(error)})
-            found = json.loads(path.read_text()) if path.is_file() else {"runs": [], "peak_flops": {}}
-        for run in found["runs"]:
-            result["runs"].append(run | {"peak": found["peak_flops"][run["precision"]]})
-        keep(result)
+        setting = {"mode": "compiled", "attention": "sdpa", "cells": default_cells[part["size"]]} | part
+        options = {"bf16": True, "compiled": setting["mode"] == "compiled", "attention": setting["attention"]}
+        shape = train_step._shape(setting["size"], device, setting.pop("cells"), genes)
+        for name in (REFERENCE, STEP) if with_reference else (STEP,):
+            print(f"{name}: {setting}, {shape.cells} cells", flush=True)
+            run = setting | {"name": name, "precision": "bf16", "shape": asdict(shape)}
+            try:
+                with patch.object(torch, "compile", quick):
+                    found = (
+                        measure_one(name, shape, device, 7, **options)
+                        if device.type == "cuda"
+                        else measure_in_turns([name], shape, device, 2, **options)[name]
+                    )
+            except Exception as error:  # of a compiler or a kernel: the others are still to be measured
+                found = {"failure": first_line(error)}
+                result["failures"].append(f"{name}, {setting}: {found['failure']}")
+            result["runs"].append(run | found)
+            keep(result)
     return result
 
 

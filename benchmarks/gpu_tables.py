@@ -12,7 +12,7 @@ from mdsc.model.trunk_size import attention_flops, matrix_flops
 GOALS = {"base": 0.45, "large": 0.50, "xl": 0.50}
 """Least MFU of a compiled step, with what attention does between genes, over the peak measured in the same run."""
 SPEED_GOAL = 1.5
-"""Least speed of the best step over that of the reference DiT in eager mode."""
+"""Least speed of our whole step over the reference DiT's."""
 FLAT = 0.02
 """Growth of memory, of the whole, that is none."""
 NOTHING = "not measured"
@@ -40,21 +40,24 @@ def text(result: dict) -> Iterator[str]:
 def goals(stages: dict) -> ResultTable:
     """Each goal with what was measured for it."""
     rows = []
-    runs = [run for run in _runs(stages, "sizes") if "seconds" in run]
+    told = stages.get("sizes", {})
+    runs, peak = [run for run in told.get("runs", ()) if "seconds" in run], told.get("peak", 0.0)
     for size, goal in GOALS.items():
-        found = [_mfu(run) for run in runs if run["size"] == size and run["name"].startswith("mdsc")]
+        found = [_mfu(run, peak) for run in runs if _is(run, "mdsc", size, "compiled")]
         rows.append((f"MFU of {size}", f">= {goal:.0%}", *_judged(max(found, default=None), goal, "{:.1%}")))
     for size in GOALS:
-        ours = [_seconds(run) for run in runs if run["size"] == size and run["name"].startswith("mdsc")]
-        theirs = [
-            _seconds(run)
-            for run in runs
-            if (run["size"], run["mode"]) == (size, "eager") and run["name"].startswith("reference")
-        ]
-        speed = min(theirs) / min(ours) if ours and theirs else None
-        rows.append((f"{size} over the eager reference", f">= {SPEED_GOAL}", *_judged(speed, SPEED_GOAL, "{:.2f}")))
+        for mode, told in (("compiled", "both compiled"), ("eager", "which is eager")):
+            ours = [_seconds(run) for run in runs if _is(run, "mdsc", size, "compiled")]
+            theirs = [_seconds(run) for run in runs if _is(run, "reference", size, mode)]
+            speed = theirs[0] / ours[0] if ours and theirs else None
+            judged = _judged(speed, SPEED_GOAL, "{:.2f}")
+            rows.append((f"{size} over the reference, {told}", f">= {SPEED_GOAL}", *judged))
     rows += [*_attention_goal(stages), *_stability_goals(stages)]
     return ResultTable("Goals", ("", "goal", "measured", ""), rows)
+
+
+def _is(run: dict, who: str, size: str, mode: str) -> bool:
+    return run["name"].startswith(who) and (run["size"], run["mode"]) == (size, mode)
 
 
 def _attention_goal(stages: dict) -> Iterator[tuple[str, ...]]:
@@ -91,7 +94,7 @@ def tables(stages: dict) -> Iterator[ResultTable]:
     for name, title in (("sizes", "Steps of each size"), ("sweep", "Cells of a batch"), ("backends", "Attention")):
         told = stages.get(name, {})
         if told.get("runs"):
-            rows = [_step_row(run) for run in told["runs"]]
+            rows = [_step_row(run, told["peak"]) for run in told["runs"]]
             columns = ("", "cells", "setting", "ms a step", "cells/s", "MFU, 6 N", "with attention", "memory (MiB)")
             yield ResultTable(title, columns, rows, "; ".join(_notes(told)))
     if trials := stages.get("attention", {}).get("trials"):
@@ -118,13 +121,13 @@ def tables(stages: dict) -> Iterator[ResultTable]:
         yield ResultTable("The rest", ("stage", "what came of it"), rest)
 
 
-def _step_row(run: dict) -> tuple[str, ...]:
+def _step_row(run: dict, peak: float) -> tuple[str, ...]:
     name, setting = f"{run['size']}: {run['name']}", f"{run['precision']} {run['mode']} {run['attention']}"
     cells = run["shape"]["cells"]
     if "failure" in run:
         return (name, str(cells), setting, run["failure"], *["-"] * 4)
     seconds = _seconds(run)
-    alone = _mfu(run, with_attention=False)
+    alone = _mfu(run, peak, with_attention=False)
     return (
         name,
         str(cells),
@@ -132,31 +135,27 @@ def _step_row(run: dict) -> tuple[str, ...]:
         f"{1000 * seconds:,.1f}",
         f"{cells / seconds:,.1f}",
         f"{alone:.1%}",
-        f"{_mfu(run):.1%}",
+        f"{_mfu(run, peak):.1%}",
         f"{run['memory_bytes'] / 2**20:,.0f}",
     )
 
 
 def _notes(told: dict) -> Iterator[str]:
-    for failure in told.get("failures", ()):
-        yield f"{failure['part']}: {failure['error']}"
+    yield f"Peak {told['peak'] / 1e12:,.4g} TFLOP/s in bf16, measured before"
+    yield from told.get("failures", ())
     if "failure" in told:
         yield told["failure"]
-
-
-def _runs(stages: dict, name: str) -> list[dict]:
-    return stages.get(name, {}).get("runs", [])
 
 
 def _seconds(run: dict) -> float:
     return statistics.median(run["seconds"])
 
 
-def _mfu(run: dict, *, with_attention: bool = True) -> float:
+def _mfu(run: dict, peak: float, *, with_attention: bool = True) -> float:
     shape = run["shape"]
     between = attention_flops(shape["layers"], shape["width"], shape["genes"]) if with_attention else 0
     flops = shape["cells"] * shape["genes"] * (matrix_flops(run["trunk"]) + between)
-    return flops / _seconds(run) / run["peak"]
+    return flops / _seconds(run) / peak
 
 
 def _judged(value: float | None, goal: float, form: str) -> tuple[str, str]:

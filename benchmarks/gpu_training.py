@@ -159,12 +159,15 @@ def stability(plan: Plan, keep: Keep) -> dict:
         while time.monotonic() < end and process.poll() is None:
             time.sleep(min(WATCH_EVERY, max(end - time.monotonic(), 0)))
             watched.append({"seconds": time.monotonic() - begin} | _memory(process.pid, plan.device))
-            keep(_told(run, size, watched) | {"exit_code": None})
+            keep(told := _told(run, size, watched) | {"exit_code": None})
+            if plan.dry_run and "steps" in told:
+                break
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         code = process.wait()
-    return _told(run, size, watched) | {"exit_code": code}
+    told = _told(run, size, watched) | {"exit_code": code}
+    return told if "steps" in told else told | {"failure": "it had no time to train, or could not: see the output"}
 
 
 def _told(run: Path, size: str, watched: list[dict[str, float]]) -> dict:

@@ -2,7 +2,7 @@
 # Wheels for a machine without a network, whose Python has torch and transformers but not all else (benchmarks/gpu.py says
 # what it lacks). Here:    sh benchmarks/gpu_wheels.sh wheels tyro docstring-parser typeguard beartype
 # There, in the clone:     python -m pip install --no-index --no-deps --target site wheels/*.whl
-#                          PYTHONPATH=site python benchmarks/gpu.py --minutes 9 --out runs/gpu
+#                          PYTHONPATH=$PWD/site python benchmarks/gpu.py --minutes 9 --out runs/gpu
 # Versions are those of constraints.txt. PYTHON_VERSION names the other machine's Python (3.12 where it is not given).
 set -eu
 folder=${1:?give a folder, then the names of packages}

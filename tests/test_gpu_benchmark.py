@@ -93,7 +93,7 @@ def step(size: str, name: str, mode: str, seconds: float) -> dict:
     """One layer of width 10 on 10 cells of 5 genes: 10 * 5 * (6 * 100 + 12 * 5 * 10) = 60,000 operations."""
     shape = {"layers": 1, "width": 10, "genes": 5, "cells": 10}
     setting = {"size": size, "name": name, "mode": mode, "precision": "bf16", "attention": "sdpa"}
-    return setting | {"shape": shape, "trunk": 100, "seconds": [seconds] * 3, "memory_bytes": 2**20, "peak": 1e5}
+    return setting | {"shape": shape, "trunk": 100, "seconds": [seconds] * 3, "memory_bytes": 2**20}
 
 
 def measured() -> dict:
@@ -114,7 +114,7 @@ def measured() -> dict:
         "loss_of_first_quarter": 2.0, "loss_of_last_quarter": 1.5, "watched": watched,
     }  # fmt: skip
     return {
-        "sizes": {"runs": runs, "failures": []},
+        "sizes": {"runs": runs, "failures": [], "peak": 1e5},
         "attention": {"trials": {"a": trial, "b": trial | {"verdict": "wrong: outputs"}}, "tolerance": 0.03},
         "stability": steady,
     }
@@ -125,8 +125,9 @@ def test_goals_are_judged_by_what_was_measured():
     assert rows["MFU of base"] == ("50.0%", "yes")
     assert rows["MFU of large"] == ("48.0%", "**no**")
     assert rows["MFU of xl"] == ("not measured", "-")
-    assert rows["base over the eager reference"] == ("2.00", "yes")
-    assert rows["large over the eager reference"] == ("1.20", "**no**")
+    assert rows["base over the reference, which is eager"] == ("2.00", "yes")
+    assert rows["large over the reference, which is eager"] == ("1.20", "**no**")
+    assert rows["base over the reference, both compiled"] == ("not measured", "-")
     assert rows["attention kernels agree"] == ("2 ran, 1 wrong", "no")
     assert rows["steady training"] == ("21.7 minutes, 900 steps", "yes")
     assert rows["steps that were not finite"] == ("1", "**no**")
@@ -165,18 +166,20 @@ def test_steady_training_is_told_from_what_the_run_has_left(tmp_path: Path):
 
 
 def test_a_part_that_fails_does_not_take_the_others_with_it(tmp_path: Path, monkeypatch):
-    import train_step
+    import train_step_measure
 
-    def run_of(config):
-        if config.sizes == ("large",):
+    def measured_in_turns(names, shape, device, repeats, **options):
+        if options["compiled"]:
             raise RuntimeError("the compiler gave up\nat length")
-        return {"peak_flops": {"bf16": 2.0}, "runs": [{"size": config.sizes[0], "precision": "bf16"}]}
+        return {names[0]: {"seconds": [1.0], "trunk": 5, "memory_bytes": 0}}
 
-    monkeypatch.setattr(train_step, "run", run_of)
+    monkeypatch.setattr(train_step_measure, "measure_in_turns", measured_in_turns)
     kept = []
-    plan = gpu_stages.Plan("cuda", False, str(tmp_path), 60.0)
+    plan = gpu_stages.Plan("cpu", True, str(tmp_path), 0.0)
     found = gpu_stages.sizes(plan, lambda result: kept.append(len(result["runs"])))
-    assert [run["size"] for run in found["runs"]] == ["base", "xl", "small"]
-    assert {run["peak"] for run in found["runs"]} == {2.0}
-    assert found["failures"][0]["error"] == "RuntimeError: the compiler gave up"
-    assert kept == [1, 1, 2, 3]
+    told = [(run["name"].split()[0], run["mode"], run.get("failure")) for run in found["runs"]]
+    gave_up = "RuntimeError: the compiler gave up"
+    assert told[:2] == [("reference", "compiled", gave_up), ("mdsc,", "compiled", gave_up)]
+    assert told[2:] == [("reference", "eager", None), ("mdsc,", "eager", None)]
+    assert len(found["failures"]) == 2
+    assert kept == [1, 2, 3, 4]
