@@ -47,7 +47,7 @@ STAGES = {
     "peak": Stage("gpu_stages", ("torch",), 0.7),
     "attention": Stage("gpu_stages", CODE, 1.5),
     "sizes": Stage("gpu_stages", (*CODE, *DATA, "tyro"), 6.0),
-    "loader": Stage("gpu_training", TRAINING, 3.0),
+    "loader": Stage("gpu_training", TRAINING, 4.0),
     "resume": Stage("gpu_training", TRAINING, 2.0),
     "sweep": Stage("gpu_stages", (*CODE, *DATA, "tyro"), 3.0),
     "tests": Stage("gpu_stages", TESTS, 2.0),

@@ -29,10 +29,9 @@ def loader(plan: Plan, keep: Keep) -> dict:
     shards = Path(plan.work_dir) / f"tahoe-{number}"
     facts = once(shards.with_suffix(".json"), {"cells": number}, lambda: write_tahoe_cells(shards, number))
     result = {"cells": facts["result"], "seconds_to_simulate": facts["seconds"], "runs": []}
-    for size in ("tiny",) if plan.dry_run else ("base", "small"):
-        for workers in (0, 1) if plan.dry_run else (4, 0):
-            result["runs"].append({"size": size, "workers": workers} | _fed(plan, shards, size, workers))
-            keep(result)
+    for size, workers in (("tiny", 0), ("tiny", 1)) if plan.dry_run else (("base", 4), ("small", 4), ("small", 0)):
+        result["runs"].append({"size": size, "workers": workers} | _fed(plan, shards, size, workers))
+        keep(result)
     return result
 
 
@@ -45,9 +44,17 @@ def _fed(plan: Plan, shards: Path, size: str, workers: int) -> dict:
     from mdsc.training.progress import RunProgress
     from mdsc.training.trainer import Trainer, make_accelerator
 
-    seconds = 1.0 if plan.dry_run else 15.0
+    seconds = 1.0 if plan.dry_run else 12.0
     small = ["--data.num-genes", "32", "--train.global-batch-size", "16", "--data.num-lanes", "4"]
-    large = ["--train.global-batch-size", "256", "--train.batch-size", "32", "--data.num-lanes", "16"]
+    large = [
+        "--train.global-batch-size",
+        "256",
+        "--train.batch-size",
+        "32",
+        "--data.num-lanes",
+        "16",
+        "--train.compile",
+    ]
     flags = ["--data.workers", str(workers), "--train.pathway-steps", "0", *(small if plan.dry_run else large)]
     config = _config(size, shards, Path(plan.work_dir) / "unused", *flags)
     folder, tokenizer, accelerator = ShardFolder.open(shards), make_tokenizer("rank"), make_accelerator()
@@ -150,7 +157,7 @@ def stability(plan: Plan, keep: Keep) -> dict:
     size = "tiny" if plan.dry_run else "base"
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(_yaml(size)), "--data.dir", str(shards)]
     command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    command += ["--output-dir", str(run), "--resume", "auto"]
+    command += ["--output-dir", str(run), "--resume", "auto", *([] if plan.dry_run else ["--train.compile"])]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
     begin, end = time.monotonic(), plan.deadline - (8 if plan.dry_run else SECONDS_TO_END)

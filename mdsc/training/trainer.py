@@ -77,7 +77,6 @@ class Trainer:
         self.parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(self.model, config.train)
         self.guard = FiniteGuard()
-        self.uses_bf16 = uses_bf16(config.train.precision, self.device)
         peak = peak_of_run(self.device, bf16=self.uses_bf16, num_processes=accelerator.num_processes)
         self.averages = StepAverages(self.device, config.train.global_batch_size, peak)
         self.outcomes = StepOutcomes(self.device)
