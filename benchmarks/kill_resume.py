@@ -23,11 +23,11 @@ from safetensors import safe_open
 from mdsc.prep.simulate import simulate_shards
 from mdsc.prep.simulated_cells import SimulationConfig, Truth
 from mdsc.training.state_files import FOLDER, TENSORS, saved_steps, state_folder
+from mdsc.training.step_averages import CLOCKED
 from mdsc.training.tracking import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 SAVE_EVERY = 10
-CLOCK = {"cells_per_second"}
 LIMIT = 600.0
 
 
@@ -122,7 +122,7 @@ def comparison(one: Path, other: Path) -> dict[str, bool]:
     """Of each part of two finished runs: is it the same to the bit?"""
     states = [state_folder(run, saved_steps(run)[-1]) for run in (one, other)]
     lines = [
-        [{name: value for name, value in line.items() if name not in CLOCK} for line in read_metrics(run)]
+        [{name: value for name, value in line.items() if name not in CLOCKED} for line in read_metrics(run)]
         for run in (one, other)
     ]
     names = [json.loads((state / "state.json").read_text())["step"] for state in states]

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 import tyro
 from result_tables import ResultTable, write_markdown
-from train_step_measure import measure_in_turns, measure_one, operators, peak_flops
+from train_step_measure import measure_in_turns, measure_one, operators
 from train_step_variants import REFERENCE, STEP, TRUNK, WHAT, Shape
 
 from mdsc.atomic import replacing
@@ -31,6 +31,7 @@ from mdsc.config.yaml_flags import parse
 from mdsc.errors import UserError
 from mdsc.model.attention import BACKENDS, missing, require, unfit
 from mdsc.model.trunk_size import attention_flops, matrix_flops
+from mdsc.training.peak_flops import peak_flops
 
 # Width, layers and heads on a CPU: 64 features a head and an MLP of four widths, as in the full sizes.
 SCALED = {"tiny": (64, 1, 1), "small": (128, 2, 2), "base": (256, 3, 4), "large": (384, 4, 6), "xl": (512, 4, 8)}

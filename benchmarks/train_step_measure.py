@@ -1,4 +1,4 @@
-"""Seconds and memory of training steps, operators that take them, and the peak of a matrix product to compare with."""
+"""Seconds and memory of training steps, and the operators that take them."""
 
 import gc
 import time
@@ -116,22 +116,3 @@ def operators(name: str, shape: Shape, device: torch.device, *, bf16: bool, step
     clock = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     found = {event.key: getattr(event, clock) / 1e6 / steps for event in profiler.key_averages()}
     return {key: seconds for key, seconds in found.items() if seconds > 0}
-
-
-def peak_flops(device: torch.device, *, bf16: bool, repeats: int = 7) -> float:
-    """Floating-point operations a second of a large product of square matrices."""
-    size = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = []
-    for _ in range(repeats + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        clock = time.perf_counter if device.type == "cuda" else time.process_time
-        start = clock()
-        for _ in range(10 if device.type == "cuda" else 1):
-            left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append((clock() - start) / (10 if device.type == "cuda" else 1))
-    return 2 * size**3 / min(seconds[1:])

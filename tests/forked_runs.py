@@ -58,8 +58,8 @@ class ForkServer:
     def start(self, folder: Path, arguments: list[str], *, processes: int = 2, **environment: str) -> ForkedRun:
         """`mdsc train` with these arguments.
 
-        SLOW: seconds a step; NAN_AT: steps at which process 1 has a bad cell; STOP_AT: after so many steps it gets a
-        SIGTERM when it begins to validate; ROOM: free bytes of each process.
+        SLOW: seconds a step; NAN_AT, SPIKE_AT: steps at which process 1 has a bad cell; STOP_AT: after so many steps it
+        gets a SIGTERM when it begins to validate; ROOM: free bytes of each process.
         """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -121,6 +121,8 @@ def _become(rank: int, output: str, request: dict) -> None:
         found = losses(self, model, step, cells)
         if rank == 1 and str(step) in os.environ.get("NAN_AT", "").split():
             found["loss"] = found["loss"] * float("nan") ** (cells.cell_index == cells.cell_index[1])
+        if rank == 1 and str(step) in os.environ.get("SPIKE_AT", "").split():
+            found["loss"] = found["loss"] * 1000.0 ** (cells.cell_index == cells.cell_index[1])
         return found
 
     validate = Trainer._validate

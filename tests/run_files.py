@@ -6,10 +6,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 from mdsc.training.state_files import TENSORS, saved_steps, state_folder
+from mdsc.training.step_averages import CLOCKED
 from mdsc.training.tracking import read_metrics
-
-WALL_CLOCK = {"cells_per_second"}
-"""All that a clock has written into metrics.jsonl."""
 
 
 def tensors(path: Path) -> dict[str, bytes]:
@@ -18,7 +16,7 @@ def tensors(path: Path) -> dict[str, bytes]:
 
 
 def metrics(run: Path) -> list[dict]:
-    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in read_metrics(run)]
+    return [{name: value for name, value in line.items() if name not in CLOCKED} for line in read_metrics(run)]
 
 
 def differences(one: Path, other: Path) -> list[str]:

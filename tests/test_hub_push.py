@@ -11,6 +11,7 @@ from hub_repo_stub import TOKEN, HubStub, files_with
 from tiny_checkpoint import save_tiny_checkpoint, tiny_checkpoint
 from tiny_run import flags, tiny_config, tiny_shards
 
+import mdsc
 from mdsc.checkpoint import save_checkpoint, weights_digest
 from mdsc.cli import main
 from mdsc.data.quarantine import Quarantined
@@ -131,6 +132,7 @@ def test_the_card_tells_of_the_run(hub: HubStub, tmp_path: Path):
         "Optimiser steps: 4\n",
         "max_steps 4, global_batch_size 16",
         "after 4 steps",
+        f"Trained on 1 x cpu with mdsc {mdsc.__version__}, torch {torch.__version__}",
         "| 50% | ",
         "**No baselines were computed for these weights** (there is no scores.json)",
     ):

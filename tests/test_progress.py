@@ -17,7 +17,7 @@ def shown(*, is_terminal: bool, show: bool = True) -> str:
         run.validated({"validation_nll": 1.25})
         run.done(0)
         for step in (10, 20):
-            run.measured({"loss": 1.5, "cells_per_second": 1234.5})
+            run.measured({"loss": 1.5, "cells_per_second": 1234.5, "model_flops_per_second": 2.5e14, "mfu": 0.4567})
             run.done(step)
         run.validated({"validation_nll": 1.0})
         run.done(100)
@@ -29,7 +29,7 @@ def test_lines_where_it_is_piped(monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     lines = shown(is_terminal=False).splitlines()
     assert [line.split("  ")[0] for line in lines] == ["step 0/100", "step 20/100", "step 100/100"]
-    assert "loss 1.5000  validation nll 1.2500  1,234 cells/s" in lines[1]
+    assert "loss 1.5000  validation nll 1.2500  1,234 cells/s  250 TFLOP/s  MFU 45.7%" in lines[1]
     assert "left" in lines[1]
     assert "validation nll 1.0000" in lines[2]
     assert "left" not in lines[2]

@@ -35,7 +35,7 @@ ACCELERATE = {
 }
 CHECKPOINT = {
     *("model.safetensors", "genes.parquet", "tokenizer.json", "training.yaml", "quarantined.json", "state.json"),
-    "loss.png",
+    *("loss.png", "run.json"),
 }
 
 
@@ -134,7 +134,15 @@ def help_text() -> str:
         subprocess.run(
             [sys.executable, ROOT / "benchmarks" / name, "--help"], capture_output=True, text=True, check=True
         ).stdout
-        for name in ("inpaint.py", "ablations.py", "prepare.py", "loader.py", "train_step.py", "kill_resume.py")
+        for name in (
+            "inpaint.py",
+            "ablations.py",
+            "prepare.py",
+            "loader.py",
+            "train_step.py",
+            "kill_resume.py",
+            "gpu.py",
+        )
     ]
     return text.getvalue() + "".join(benchmarks)
 

@@ -43,7 +43,7 @@ def test_a_run_leaves_checkpoint_metrics_and_picture(folder: Path, capsys):
     run = Path(config.output_dir)
     assert {path.name for path in run.iterdir()} == {
         "config.json", "model.safetensors", "genes.parquet", "tokenizer.json", "training.yaml",
-        "metrics.jsonl", "loss.png", "state",
+        "metrics.jsonl", "run.json", "loss.png", "state",
     }  # fmt: skip
     for line in (run / "metrics.jsonl").read_text().splitlines():
         numbers = json.loads(line, parse_constant=pytest.fail)

@@ -166,6 +166,11 @@ class TrackingConfig:
     """Also log to Weights & Biases; metrics.jsonl is always written."""
     project: str = "mdsc"
     """The wandb project."""
+    tensorboard: bool = False
+    """Also write OUTPUT_DIR/tensorboard, for `tensorboard --logdir`."""
+    spike_threshold: float = 8.0
+    """A step is told, with its worst cells, if its loss or gradient norm is that many standard deviations above the
+    median of the last 128 steps (both robust, and in logarithms); 0 tells of none."""
 
 
 @dataclass(frozen=True, kw_only=True)

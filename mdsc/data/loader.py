@@ -7,6 +7,7 @@ from itertools import count
 from types import MappingProxyType
 
 import numpy as np
+import torch
 
 from mdsc.config.schema import DataConfig
 from mdsc.data.batch import CellBatch
@@ -16,6 +17,7 @@ from mdsc.data.gene_sets import GeneSets, draw_expressed, gene_weights
 from mdsc.data.keyed_streams import Purpose, stream
 from mdsc.data.loader_workers import parts_of_workers
 from mdsc.data.mixed_plan import MixedOrder, MixedPlan
+from mdsc.data.pinned_memory import pinned
 from mdsc.data.prefetch import prefetched
 from mdsc.data.quarantine import Quarantine, Quarantined, TrainingCells
 from mdsc.data.row_groups import Portion
@@ -104,17 +106,21 @@ class CellLoader:
         """The row groups that this process has replaced so far, and the ones that it was told of."""
         return self.quarantine.found
 
-    def iterate(self, start_step: int = 0) -> Iterator[CellBatch]:
+    def iterate(self, start_step: int = 0, device: torch.device | None = None) -> Iterator[CellBatch]:
         """This rank's share of global steps `start_step`, `start_step` + 1, ..., without end.
 
-        Starting late costs no more than starting at 0. Close the iterator (or let go of it) to end its thread or
-        workers.
+        Starting late costs no more than starting at 0. `device` is where the batches will be sent: for a GPU they lie
+        in page-locked memory. Close the iterator (or let go of it) to end its thread or workers.
         """
-        if self.settings.workers:
-            num_workers, depth = self.settings.workers, self.settings.prefetch
+        num_workers, depth = self.settings.workers, self.settings.prefetch
+        if num_workers:
             parts = parts_of_workers(self.parts, self.lanes, start_step, num_workers=num_workers, depth=depth)
-            return self._joined_steps(parts, num_workers)
-        return prefetched(self._joined_steps(self.parts(self.lanes, start_step), 1), self.settings.prefetch)
+        else:
+            parts = self.parts(self.lanes, start_step)
+        batches = self._joined_steps(parts, max(num_workers, 1))
+        if device is not None and device.type == "cuda":
+            return prefetched(pinned(batches, device), max(depth, 1))
+        return batches if num_workers else prefetched(batches, depth)
 
     def parts(self, lanes: Sequence[int], start_step: int = 0) -> Iterator[DenseCells]:
         """What these lanes give to global steps `start_step`, `start_step` + 1, ...: what one process computes."""

@@ -15,7 +15,7 @@ def prefetched(items: Iterator[Item], depth: int) -> Iterator[Item]:
     """`items`, up to `depth` of them computed ahead; 0 computes each when it is asked for, without a thread.
 
     An exception of `items` is raised in the consumer, after the items that came before it. When the consumer stops
-    (break, exception, `close()`), the thread has ended before this returns.
+    (break, exception, `close()`), the thread has closed `items` and ended before this returns.
     """
     if depth == 0:
         yield from items
@@ -31,6 +31,7 @@ def prefetched(items: Iterator[Item], depth: int) -> Iterator[Item]:
                 queue.put((item, None))
                 if stopped.is_set():
                     break
+            getattr(items, "close", lambda: None)()  # here, where it was begun
         except BaseException as error:  # also a KeyboardInterrupt must not leave the consumer waiting
             last = error
         queue.put((_END, last))

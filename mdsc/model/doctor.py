@@ -20,6 +20,7 @@ OPTIONAL = {
     "scanpy": "the embedded cells: pip install 'mdsc[demo]'",
     "flash-attn": "--model.attention flash_attention_2; never needed",
     "wandb": "--tracking.wandb: pip install 'mdsc[wandb]'",
+    "tensorboard": "--tracking.tensorboard: pip install 'mdsc[tensorboard]'",
 }
 # Cells, genes and width of what attention is tried on. An odd number of genes: not every kernel takes one.
 SHAPES = {"cuda": {"cells": 8, "genes": 1023, "width": 768}}

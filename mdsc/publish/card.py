@@ -117,6 +117,8 @@ def _training(facts: CardFacts) -> Iterator[str]:
             yield f"- `{group}`: " + ", ".join(f"{name} {_plain(value)}" for name, value in chosen.items())
     if facts.options:
         yield "- All options: `training.yaml`"
+    if facts.start is not None:
+        yield f"- Trained on {_devices(facts.start)} {_code(facts.start)}"
     yield f"- Written by mdsc {__version__}"
 
 
@@ -125,6 +127,20 @@ def _backbone(config: dict[str, Any]) -> str:
     if config.get("backbone", "dit") == "dit":
         return "dit,"
     return f"latent ({config['num_latents']} tokens),"
+
+
+def _devices(start: dict[str, Any]) -> str:
+    devices = ", ".join(dict.fromkeys(map(str, start["devices"]))) or "an unknown device"
+    return f"{start.get('processes', 1)} x {devices}"
+
+
+def _code(start: dict[str, Any]) -> str:
+    shown = ("mdsc", "torch", "transformers", "numpy")
+    versions = ", ".join(f"{name} {start['versions'][name]}" for name in shown if name in start["versions"])
+    git = start.get("git")
+    if not isinstance(git, dict):
+        return f"with {versions}"
+    return f"with {versions}; commit `{git.get('commit')}`{' and changes to it' if git.get('is_dirty') else ''}"
 
 
 def _scores(facts: CardFacts) -> Iterator[str]:

@@ -18,6 +18,7 @@ from mdsc.publish.snapshot import Snapshot
 
 SCORES = "scores.json"
 METRICS = "metrics.jsonl"
+STARTS = "run.json"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class CardFacts:
     """The newest validation scores that are no newer than the snapshot."""
     quarantined: int
     """Row groups of the data that the run has replaced."""
+    start: dict[str, Any] | None
+    """How the run was started, or gone on with, last: commit, versions, devices."""
 
 
 def card_facts(snapshot: Snapshot, run: Path) -> CardFacts:
@@ -73,6 +76,7 @@ def card_facts(snapshot: Snapshot, run: Path) -> CardFacts:
         scores_missing=scores_missing,
         validation=_validation(run, snapshot.step),
         quarantined=len(_json(quarantined)) if quarantined.is_file() else 0,
+        start=_start(run / STARTS),
     )
 
 
@@ -131,6 +135,14 @@ def _scores(path: Path, weights: Path) -> tuple[dict[str, Any] | None, str]:
         if digest != hashlib.file_digest(file, "sha256").hexdigest():
             return None, f"{SCORES} is of other weights"
     return scores, ""
+
+
+def _start(path: Path) -> dict[str, Any] | None:
+    try:
+        start = _json(path)["starts"][-1]
+        return start if isinstance(start["versions"], dict) and isinstance(start["devices"], list) else None
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:

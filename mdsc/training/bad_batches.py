@@ -42,11 +42,15 @@ class BadBatches:
         cause = "loss" if places or not math.isfinite(outcome.loss) else "gradient"
         places = places or list(range(self._global_batch_size))
         where = self._addresses(outcome.step - 1, places)
-        told = ", ".join(f"{place} ({address})" for place, address in list(zip(places, where, strict=True))[:MOST_TOLD])
-        more = f" and {len(places) - MOST_TOLD} more" if len(places) > MOST_TOLD else ""
-        what = f"step {outcome.step}, cells {told}{more} of its global batch"
+        what = f"step {outcome.step}, cells {named_cells(places, where)} of its global batch"
         self._progress.say(f"warning: the {cause} is not finite, no weight is changed: {what}")
         if self._tracker is not None:
             facts = {"cause": cause, "cells": places, "addresses": where}
             self._tracker.event(outcome.step, "not_finite", facts)
         return what
+
+
+def named_cells(places: Sequence[int], addresses: Sequence[str]) -> str:
+    """The first MOST_TOLD cells, by their places in the global batch, and how many more there are."""
+    told = ", ".join(f"{place} ({address})" for place, address in list(zip(places, addresses, strict=True))[:MOST_TOLD])
+    return f"{told} and {len(places) - MOST_TOLD} more" if len(places) > MOST_TOLD else told

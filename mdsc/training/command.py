@@ -37,6 +37,7 @@ from mdsc.training.progress import RunProgress
 from mdsc.training.quarantine_log import QuarantineLog
 from mdsc.training.resume import state_to_resume
 from mdsc.training.run_lock import RunLock
+from mdsc.training.run_record import start_of
 from mdsc.training.run_saver import RunSaver
 from mdsc.training.sharding import asked_for_sharding, make_accelerator
 from mdsc.training.state_files import set_aside
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> None:
 
 
 def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, uploads: Uploads | None = None) -> int:
-    """Train and leave checkpoint, states, metrics.jsonl and loss.png in `config.output_dir`.
+    """Train and leave checkpoint, states, metrics.jsonl, run.json and loss.png in `config.output_dir`.
 
     Checkpoints are given to `uploads`, if there are any, on the main process; `config.hub` is not read here. Gives the
     number of the signal that has stopped the run before its end, or 0.
@@ -118,7 +119,10 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
 
         if state is None and (run_folder / WEIGHTS).is_file():
             progress.say(f"{run_folder} holds an earlier run, which this one replaces")
-        tracker = on_main(accelerator, lambda: stack.enter_context(Tracker(config, state)))
+        tracker = on_main(
+            accelerator,
+            lambda: stack.enter_context(Tracker(config, state, start_of(config, accelerator, folder.digest, state))),
+        )
         on_main(accelerator, lock.take)  # of a new folder
         stack.enter_context(progress)
         writer = stack.enter_context(BackgroundWriter(run_folder))
@@ -150,7 +154,7 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
 
         quarantine_log.update(trainer.done)
         with told_out_of_memory(config, accelerator.num_processes), told_failed_compilation(config):
-            trainer.run(loader.iterate(trainer.done), save, logged=quarantine_log.update)
+            trainer.run(loader.iterate(trainer.done, accelerator.device), save, logged=quarantine_log.update)
         saver.finish()
         if trainer.is_stopping:
             number = largest(accelerator, signals.number)

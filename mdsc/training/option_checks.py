@@ -44,6 +44,7 @@ def check(config: TrainConfig, num_processes: int) -> None:
         "train.warmup-steps": train.warmup_steps,
         "train.pathway-steps": train.pathway_steps,
         "objective.ordinal-weight": config.objective.ordinal_weight,
+        "tracking.spike-threshold": config.tracking.spike_threshold,
     }
     for name, value in at_least_zero.items():
         _require(value >= 0, name, value, "0 or more")

@@ -35,9 +35,13 @@ class RunProgress:
         self._last_line, self._last_step = time.monotonic(), step
 
     def measured(self, values: dict[str, float | int]) -> None:
-        """New averages: `loss` and `cells_per_second` are shown."""
+        """New averages: `loss`, `cells_per_second` and `model_flops_per_second` are shown, and `mfu` if it is there."""
         self._loss = f"loss {values['loss']:.4f}"
         self._speed = f"{values['cells_per_second']:,.0f} cells/s"
+        if values["model_flops_per_second"]:
+            self._speed += f"  {values['model_flops_per_second'] / 1e12:,.3g} TFLOP/s"
+        if "mfu" in values:
+            self._speed += f"  MFU {values['mfu']:.1%}"
         self._has_news = True
 
     def validated(self, values: dict[str, float | int]) -> None:

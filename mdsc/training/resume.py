@@ -28,7 +28,8 @@ MAY_CHANGE = {
     "model.attention",
     "train.max_steps", "train.batch_size", "train.log_every", "train.validate_every", "train.save_every",
     "train.keep_last", "train.ema_device", "train.gradient_checkpointing", "train.compile",
-    "tracking.wandb", "tracking.project", "hub.repo", "hub.every", "hub.private", "hub.license",
+    "tracking.wandb", "tracking.project", "tracking.tensorboard", "tracking.spike_threshold",
+    "hub.repo", "hub.every", "hub.private", "hub.license",
 }  # fmt: skip
 """What changes no token, and numbers no more than rounding does, or only what is still to come. The data may move: its
 digest must stay."""

@@ -1,10 +1,11 @@
-"""Where a run's numbers go: metrics.jsonl always, Weights & Biases when asked."""
+"""Where a run's numbers go: metrics.jsonl always, Weights & Biases and TensorBoard when asked."""
 
 import json
 import math
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -15,8 +16,11 @@ from mdsc.config.schema import TrainConfig
 from mdsc.errors import UserError
 from mdsc.training.background_writer import cannot_write
 from mdsc.training.resume import SavedState
+from mdsc.training.run_record import write_start
 
 FILE_NAME = "metrics.jsonl"
+BOARD = "tensorboard"
+SECONDS_TO_DISK = 10
 
 
 class Tracker:
@@ -26,8 +30,10 @@ class Tracker:
     of later steps is cut off, so that in the end it is the file of a run that nobody stopped.
     """
 
-    def __init__(self, config: TrainConfig, state: SavedState | None = None):
+    def __init__(self, config: TrainConfig, state: SavedState | None = None, start: Mapping[str, Any] | None = None):
+        """`start` is what `run_record.start_of` tells of this start; it goes into run.json."""
         wandb = _import_wandb() if config.tracking.wandb else None
+        board = _import_tensorboard() if config.tracking.tensorboard else None
         folder = Path(config.output_dir)
         path = folder / FILE_NAME
         try:
@@ -36,9 +42,12 @@ class Tracker:
                 beside.write_text("" if state is None else _lines_until(state.run / FILE_NAME, state.step), "utf-8")
             # Line by line, so that a killed run leaves whole lines.
             self._file = path.open("a", encoding="utf-8", buffering=1)
+            if start is not None:
+                write_start(folder, start, state)
+            self._board = _start_tensorboard(board, folder, state) if board else None
         except OSError as error:
             raise cannot_write(folder, error) from error
-        self._wandb = _start(wandb, config, state and state.facts["wandb_run"]) if wandb else None
+        self._wandb = _start_wandb(wandb, config, start or {}, state and state.facts["wandb_run"]) if wandb else None
 
     @property
     def wandb_run(self) -> str | None:
@@ -55,14 +64,28 @@ class Tracker:
         self._write({"step": step, **finite})
         if self._wandb is not None:
             self._wandb.log(values, step=step)
+        if self._board is not None:
+            with self._told_of_the_disk():
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
 
     def event(self, step: int, what: str, facts: Mapping[str, Any]) -> None:
         """Add a line of something that happened, with `what` as its "event"."""
         self._write({"step": step, "event": what, **facts})
+        if self._wandb is not None:
+            self._wandb.log({f"events/{what}": 1}, step=step)
+        if self._board is not None:
+            with self._told_of_the_disk():
+                self._board.add_text(f"events/{what}", json.dumps(facts), step)
 
     def _write(self, line: dict[str, Any]) -> None:
-        try:
+        with self._told_of_the_disk():
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    @contextmanager
+    def _told_of_the_disk(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise cannot_write(Path(self._file.name).parent, error) from error
 
@@ -75,6 +98,8 @@ class Tracker:
         # A line that the disk has not taken is told already; closing would tell it again.
         with nullcontext() if kind is None else suppress(OSError):
             self._file.close()
+            if self._board is not None:
+                self._board.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
 
@@ -108,7 +133,32 @@ def _import_wandb() -> ModuleType:
     return wandb
 
 
-def _start(wandb: ModuleType, config: TrainConfig, run_id: str | None):
-    options = {"name": Path(config.output_dir).name, "dir": config.output_dir, "config": asdict(config)}
+def _start_wandb(wandb: ModuleType, config: TrainConfig, start: Mapping[str, Any], run_id: str | None):
+    facts = {name: value for name, value in start.items() if name != "options"}
+    options = {
+        "name": Path(config.output_dir).name,
+        "dir": config.output_dir,
+        "config": asdict(config) | {"run": facts},
+    }
     known = {"id": run_id, "resume": "allow"} if run_id else {}
     return wandb.init(project=config.tracking.project, **options, **known)
+
+
+def _import_tensorboard() -> ModuleType:
+    try:
+        import torch.utils.tensorboard
+    except ImportError:
+        raise UserError(
+            "--tracking.tensorboard needs the package tensorboard: pip install 'mdsc[tensorboard]', or leave it out."
+        ) from None
+    return torch.utils.tensorboard
+
+
+def _start_tensorboard(board: ModuleType, folder: Path, state: SavedState | None):
+    """Where the run goes on in its folder, what was written of later steps is no longer shown; else all is new."""
+    purge_step = None
+    if state is not None and state.run == folder.resolve():
+        purge_step = state.step + 1
+    else:
+        shutil.rmtree(folder / BOARD, ignore_errors=True)
+    return board.SummaryWriter(str(folder / BOARD), purge_step=purge_step, flush_secs=SECONDS_TO_DISK)

@@ -23,12 +23,15 @@ from mdsc.diffusion.losses import objective
 from mdsc.model.bf16 import computes_bf16
 from mdsc.model.keyed_dropout import keyed_dropout
 from mdsc.model.latent import most_nonzero
+from mdsc.model.trunk_size import training_flops
 from mdsc.training.bad_batches import BadBatches
 from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.compiled_blocks import set_up_blocks, uncompiled
 from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import FiniteGuard, is_admitted
+from mdsc.training.loss_spikes import LossSpikes
 from mdsc.training.optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate, step_if
+from mdsc.training.peak_flops import peak_of_run
 from mdsc.training.phases import prepare_phase
 from mdsc.training.progress import RunProgress
 from mdsc.training.sharding import place, without_sync
@@ -74,9 +77,11 @@ class Trainer:
         self.parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(self.model, config.train)
         self.guard = FiniteGuard()
-        self.averages = StepAverages(self.device, config.train.global_batch_size)
+        peak = peak_of_run(self.device, bf16=self.uses_bf16, num_processes=accelerator.num_processes)
+        self.averages = StepAverages(self.device, config.train.global_batch_size, peak)
         self.outcomes = StepOutcomes(self.device)
         self.bad_batches = BadBatches(accelerator, config.train.global_batch_size, addresses, progress, tracker)
+        self.spikes = LossSpikes(config, accelerator, addresses, progress, tracker)
         self.wants_stop = wants_stop
         self.is_stopping = False  # all processes have agreed to
         self.done = 0
@@ -161,7 +166,7 @@ class Trainer:
         step_if(is_finite, self.optimizer)
         self.optimizer.zero_grad()
         self.ema.update()
-        self.averages.add(torch.cat([totals[:3], norm.double()[None]]), is_finite)
+        self.averages.add(torch.cat([totals[:3], norm.double()[None]]), is_finite, self._step_flops)
         told = torch.stack([totals[0], norm.double(), is_finite.double(), totals[3]])
         self.outcomes.add(step + 1, told, torch.cat(cell_losses), batch.cell_index)
 
@@ -170,6 +175,7 @@ class Trainer:
         for outcome in self.outcomes.take(all_steps=all_steps):
             what = "" if outcome.is_finite else self.bad_batches.tell(outcome)
             self.guard.heard(outcome.step, outcome.is_finite, what)
+            self.spikes.heard(outcome)
             self.is_stopping |= outcome.is_stopping
 
     def _losses(self, model: nn.Module, step: int, cells: CellBatch) -> dict[str, Tensor]:
@@ -220,6 +226,8 @@ class Trainer:
         if is_pathway_phase == self._is_pathway_phase:
             return
         self._is_pathway_phase = is_pathway_phase
+        cell_flops = 0 if is_pathway_phase else training_flops(self.model, batch.tokens.shape[1])
+        self._step_flops = self.config.train.global_batch_size * cell_flops
         few_cells = batch.select(slice(0, 2)).widened()
         del self.wrapped_model  # the last phase's hooks go with it
         with uncompiled(self.config):
@@ -234,6 +242,7 @@ class Trainer:
         values = self.averages.take()
         values["learning_rate"] = learning_rate(done - 1, self.config.train)
         values["skipped_steps"] = self.guard.skipped
+        values["loss_spikes"] = self.spikes.window.count
         self.progress.measured(values)
         if self.tracker is not None:
             self.tracker.log(done, values)

@@ -90,6 +90,7 @@ def facts_of(trainer: "Trainer") -> dict[str, Any]:
         "ema_updates": trainer.ema.num_updates,
         "averages": trainer.averages.state(),
         "guard": {"skipped": trainer.guard.skipped, "in_a_row": trainer.guard.in_a_row},
+        "spikes": trainer.spikes.window.state(),
         "validation": {
             "due": trainer.is_validation_due,
             "last": trainer.last_validation,
@@ -105,6 +106,8 @@ def restore(trainer: "Trainer", facts: dict[str, Any], folder: Path | None) -> N
     trainer.ema.num_updates = facts["ema_updates"]
     trainer.averages.restore(facts["averages"])
     trainer.guard.skipped, trainer.guard.in_a_row = facts["guard"]["skipped"], facts["guard"]["in_a_row"]
+    if "spikes" in facts:  # a state of an older version has none
+        trainer.spikes.window.restore(facts["spikes"])
     validation = facts["validation"]
     trainer.is_validation_due = validation["due"]
     trainer.last_validation, trainer.best_validation = validation["last"], validation["best"]
