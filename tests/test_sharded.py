@@ -95,6 +95,7 @@ def test_two_processes_train_as_one_does(runs: dict[str, Path], kind: str):
     [
         pytest.param(("--train.precision", "bf16"), id="bf16"),  # DDP rounds weights by autocast, FSDP2 its shards
         pytest.param(("--model.backbone", "latent", "--model.num-latents", "4"), id="latent"),
+        pytest.param(("--train.gradient-checkpointing", "--train.precision", "bf16"), id="recomputed"),
     ],
 )
 def test_shards_train_as_copies_do(folder: Path, server: ForkServer, tmp_path: Path, options: tuple[str, ...]):
