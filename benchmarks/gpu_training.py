@@ -42,7 +42,8 @@ def _fed(plan: Plan, shards: Path, size: str, workers: int) -> dict:
     from mdsc.data.shards import ShardFolder
     from mdsc.data.tokenizers import make_tokenizer
     from mdsc.training.progress import RunProgress
-    from mdsc.training.trainer import Trainer, make_accelerator
+    from mdsc.training.sharding import make_accelerator
+    from mdsc.training.trainer import Trainer
 
     seconds = 1.0 if plan.dry_run else 12.0
     small = ["--data.num-genes", "32", "--train.global-batch-size", "16", "--data.num-lanes", "4"]
