@@ -6,7 +6,7 @@ training must know beforehand which weights get a gradient; searching the graph 
 are found once, by a backward pass through a few cells, and frozen while it lasts.
 
 Sharded models need none of it: their blocks sum their own gradients, and one that is not used has none. But each must
-have been whole once before gradients are accumulated (torch 2.7 to 2.13 fail on a block that no forward pass has used
+have been whole once before gradients are accumulated (torch 2.13 fails on a block that no forward pass has used
 yet).
 """
 
