@@ -115,6 +115,7 @@ def weights_digest(folder: Path) -> str:
 def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     """Read a folder, or `user/name` of the hub; UserError where a part is missing, cut off or does not fit."""
     folder = checkpoint_folder(checkpoint)
+    _require_model(folder)
     vocabulary, statistics = GeneVocabulary.load(folder), GeneStatistics.load(folder)
     tokenizer = load_tokenizer(folder)
     model = load_model(folder)
@@ -138,12 +139,7 @@ def load_model(folder: str | Path) -> MdscModel:
     but safetensors is read, so that nothing is unpickled.
     """
     folder = Path(folder)
-    for name in ("config.json", WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"{folder} has no {name}: it is not a checkpoint, or its training has not saved one yet "
-                "(--train.save-every)."
-            )
+    _require_model(folder)
     try:
         with _quiet_transformers():
             model, found = MdscModel.from_pretrained(
@@ -180,6 +176,15 @@ def newest_run(folder: str | Path = "runs") -> Path:
     if not weights:
         raise UserError(f"there is no checkpoint in {folder}/: train one (`mdsc train`), or give --checkpoint.")
     return weights[-1].parent
+
+
+def _require_model(folder: Path) -> None:
+    for name in ("config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} has no {name}: it is not a checkpoint, or its training has not saved one yet "
+                "(--train.save-every)."
+            )
 
 
 def _same(path: Path, folder: Path) -> bool:

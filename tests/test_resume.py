@@ -65,7 +65,9 @@ def copied(unbroken: Path, place: Path, *, until: int) -> Path:
 def test_a_run_goes_on_to_the_bit(folder: Path, unbroken: Path, tmp_path: Path, capsys, until: int):
     run = copied(unbroken, tmp_path, until=until)
     assert train(folder, run, "--resume", "auto") == 0
-    assert f"going on from step {until}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"going on from step {until}" in said
+    assert ("that is all of --train.max-steps" in said) == (until == 12)
     assert differences(unbroken, run) == []
     assert (run / "training.yaml").read_text() == (unbroken / "training.yaml").read_text().replace(
         str(unbroken), str(run)
@@ -130,7 +132,7 @@ def test_a_damaged_state_is_told_and_the_one_before_is_taken(unbroken: Path, tmp
     assert state.folder == state_folder(run, 4)
     assert said[0].startswith(f"warning: {state_folder(run, 8)} is damaged (")
     assert "\n" not in said[0]
-    assert said[1:] == [f"going on from step 4: {state_folder(run, 4)}"]
+    assert not said[1:]
 
 
 def test_a_run_goes_on_over_a_damaged_state(folder: Path, unbroken: Path, tmp_path: Path, capsys):

@@ -124,6 +124,8 @@ def test_embedded_cells_are_prepared_where_they_are_missing(tmp_path: Path, monk
         pytest.param(["--output-dir", __file__], "is a file; give a folder", id="run-is-a-file"),
         pytest.param(["--train.global-batch-size", "6"], "--data.num-lanes", id="lanes"),
         pytest.param(["--train.batch-size", "5"], "--train.batch-size 5", id="accumulation"),
+        pytest.param(["--train.batch-size", "0"], "--train.batch-size is 0", id="no cells"),
+        pytest.param(["--output-dir", ""], "--output-dir is empty", id="no folder"),
         pytest.param(["--train.log-every", "0"], "--train.log-every is 0; give 1 or more", id="never"),
         pytest.param(["--model.state-dropout", "1.5"], "--model.state-dropout is 1.5", id="state-dropout"),
         pytest.param(["--model.factor-size", "-1"], "--model.factor-size is -1", id="factors"),

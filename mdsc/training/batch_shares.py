@@ -17,7 +17,9 @@ def micro_batch_size(config: OptimConfig, num_processes: int) -> int:
         )
     if config.batch_size in (None, "auto"):
         return share
-    if config.batch_size < 1 or share % config.batch_size:
+    if config.batch_size < 1:
+        raise UserError(f"--train.batch-size is {config.batch_size}; give 1 or more, or auto.")
+    if share % config.batch_size:
         fitting = max(
             (size for size in range(1, share + 1) if share % size == 0 and size <= config.batch_size), default=1
         )

@@ -98,6 +98,9 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
         state = state_to_resume(config, accelerator, progress.say)
         if state is not None:
             state.require_same(config, folder.digest)
+            progress.say(f"going on from step {state.step:,}: {_short(state.folder)}")
+            if state.step >= config.train.max_steps:
+                progress.say(f"that is all of --train.max-steps {config.train.max_steps}: give more to train on")
         tokenizer = make_tokenizer(config.tokenizer.name, config.tokenizer.num_tokens)
         loader = CellLoader(
             folder,

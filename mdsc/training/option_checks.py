@@ -85,6 +85,8 @@ def check(config: TrainConfig, num_processes: int) -> None:
             needs_grad=True,
         )
         require(model.attention, reason, flag="--model.attention")
+    if not config.output_dir:
+        raise UserError("--output-dir is empty: give a folder for the run.")
     if Path(config.output_dir).resolve() == Path(data.dir).resolve():
         raise UserError(f"--output-dir {config.output_dir} is the folder of shards (--data.dir): give the run its own.")
     if Path(config.output_dir).is_file():

@@ -117,14 +117,12 @@ def find_state(config: TrainConfig, say: Callable[[str], None]) -> SavedState | 
             raise UserError(f"--resume {given} is neither a run's folder with states nor a state; give one, or auto.")
     run = Path(config.output_dir) if config.resume == AUTO else given
     steps = saved_steps(run)
-    for step in reversed(steps):
-        folder = state_folder(run, step)
+    for folder in (state_folder(run, step) for step in reversed(steps)):
         try:
             state = _open(folder)
         except DamagedState as error:
             say(f"warning: {folder} is damaged ({error}): the state before it is taken")
             continue
-        say(f"going on from step {step:,}: {folder}")
         return state
     if steps:
         raise UserError(f"--resume: none of the {len(steps)} states in {run} is whole: give another --output-dir.")
