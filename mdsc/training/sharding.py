@@ -81,7 +81,9 @@ def _require_averages(accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         mean = torch.zeros(1, device=accelerator.device)
         ones = torch.ones(accelerator.num_processes, device=accelerator.device)
-        torch.distributed.reduce_scatter_tensor(mean, ones, op=torch.distributed.ReduceOp.AVG)
+        # Newer torch warns of the name that older ones know.
+        newer = getattr(torch.distributed, "reduce_scatter_single", None)
+        (newer or torch.distributed.reduce_scatter_tensor)(mean, ones, op=torch.distributed.ReduceOp.AVG)
         if mean != 1:
             raise UserError(
                 f"FSDP2 on {accelerator.device.type} needs newer torch than {torch.__version__}, which cannot average "
