@@ -16,7 +16,7 @@ from tiny_run import flags, tiny_config, tiny_shards, tiny_trainer
 
 from mdsc.checkpoint import load_checkpoint
 from mdsc.errors import UserError
-from mdsc.training.sharding import asked_for_sharding
+from mdsc.training.sharding import asked_for_sharding, make_accelerator
 from mdsc.training.state_files import TENSORS, saved_steps, state_folder
 from mdsc.training.tracking import read_metrics
 from mdsc.training.trainer_state import HostCopy
@@ -211,7 +211,7 @@ def test_only_the_main_process_holds_a_copy(folder: Path):
     [
         ({"FSDP_VERSION": "1"}, "fsdp_version 1: give 2"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params: leave it out"),
-        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "fsdp_activation_checkpointing: leave it out"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "fsdp_activation_checkpointing: give --train"),
     ],
 )
 def test_what_is_not_done_is_said(monkeypatch, told: dict[str, str], words: str):
@@ -219,5 +219,6 @@ def test_what_is_not_done_is_said(monkeypatch, told: dict[str, str], words: str)
         monkeypatch.setenv(name, value)
     assert asked_for_sharding() is None, "a process alone has nobody to share with"
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    with pytest.raises(UserError, match=words):
-        asked_for_sharding()
+    for call in (asked_for_sharding, make_accelerator):  # before accelerate looks for GPUs, in vain
+        with pytest.raises(UserError, match=words):
+            call()

@@ -71,6 +71,7 @@ def test_a_record_that_is_not_whole_is_no_hindrance(folder: Path, tmp_path: Path
         (run / run_record.FILE_NAME).write_text(text)
         assert train(folder, run, "--resume", "auto") == 0
         assert [one["from_step"] for one in starts_of(run)] == [4]
+        assert (run / "run.json.damaged").read_text() == text
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(30, "Read-only file system")])

@@ -163,6 +163,20 @@ def test_wandb_that_is_not_installed_is_told_before_training(folder: Path, capsy
     assert "pip install 'mdsc[wandb]'" in capsys.readouterr().err
 
 
+def test_wandb_that_lets_nobody_in_is_told_in_two_lines(tmp_path: Path, monkeypatch):
+    wandb = type(sys)("wandb")
+    wandb.Error = type("Error", (Exception,), {})
+
+    def init(**options):
+        raise wandb.Error("No API key configured.\nMore of it.")
+
+    wandb.init = init
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = TrainConfig(output_dir=str(tmp_path / "run"), tracking=TrackingConfig(wandb=True))
+    with pytest.raises(UserError, match=r"^--tracking\.wandb: No API key configured\.\nLog in .* WANDB_MODE=offline"):
+        Tracker(config)
+
+
 def test_wandb_gets_the_same_numbers(tmp_path: Path, monkeypatch):
     logged = []
 

@@ -59,7 +59,8 @@ class CellLoader:
         if settings.num_lanes % world_size:
             raise UserError(
                 f"--data.num-lanes {settings.num_lanes} is no multiple of the number of processes, {world_size}: "
-                "the processes share out the lanes evenly."
+                f"launch a number that divides them, or give {-(-settings.num_lanes // world_size) * world_size} lanes "
+                "to a new run: they are part of the order of its cells."
             )
         if settings.workers > (num_lanes := settings.num_lanes // world_size):
             raise UserError(

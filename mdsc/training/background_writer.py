@@ -8,6 +8,7 @@ from types import TracebackType
 from safetensors import SafetensorError
 
 from mdsc.errors import UserError
+from mdsc.training.state_files import saved_steps
 
 
 class BackgroundWriter:
@@ -59,7 +60,11 @@ class BackgroundWriter:
 def cannot_write(folder: Path, error: Exception) -> UserError:
     """What to do about a disk that is full, or a folder that is read-only."""
     why = getattr(error, "strerror", None) or str(error)
+    if saved_steps(folder):
+        return UserError(
+            f"--output-dir {folder} cannot be written: {why}. States that were saved before are whole.\n"
+            "Make room or make it writable, and go on with --resume auto."
+        )
     return UserError(
-        f"--output-dir {folder} cannot be written: {why}. States that were saved before are whole.\n"
-        "Make room or make it writable, and go on with --resume auto."
+        f"--output-dir {folder} cannot be written: {why}.\nMake room or make it writable, or give another folder."
     )

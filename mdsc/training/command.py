@@ -119,6 +119,8 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
         else:
             model, tokenizer = _new_model(config, loader, levels)
         progress.say(_summary(config, accelerator, folder, model))
+        if config.model.num_layers and config.train.pathway_steps >= config.train.max_steps:
+            progress.say("--train.pathway-steps takes all of --train.max-steps: the blocks will not be trained")
 
         if state is None and (run_folder / WEIGHTS).is_file():
             progress.say(f"{run_folder} holds an earlier run, which this one replaces")

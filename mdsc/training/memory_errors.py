@@ -13,8 +13,7 @@ from mdsc.errors import UserError
 def ways_out(config: TrainConfig, num_processes: int) -> str:
     """Options that take less memory and are not in use yet, those first that change no result."""
     ways = []
-    if config.train.batch_size != "auto":
-        ways.append("--train.batch-size auto")
+    ways.append("--train.batch-size " + ("with a smaller number" if config.train.batch_size == "auto" else "auto"))
     if not config.train.gradient_checkpointing:
         ways.append("--train.gradient-checkpointing")
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":

@@ -39,7 +39,8 @@ class RunProgress:
         self._loss = f"loss {values['loss']:.4f}"
         self._speed = f"{values['cells_per_second']:,.0f} cells/s"
         if values["model_flops_per_second"]:
-            self._speed += f"  {values['model_flops_per_second'] / 1e12:,.3g} TFLOP/s"
+            flops = values["model_flops_per_second"]
+            self._speed += f"  {flops / 1e12:,.3g} TFLOP/s" if flops >= 1e11 else f"  {flops / 1e9:,.3g} GFLOP/s"
         if "mfu" in values:
             self._speed += f"  MFU {values['mfu']:.1%}"
         self._has_news = True

@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from mdsc.checkpoint import TRAINING
 from mdsc.config.schema import TrainConfig
 from mdsc.data.quarantine import Quarantined, from_json
 from mdsc.data.tokenizer_file import FILE_NAME as TOKENIZER
@@ -84,7 +85,8 @@ class SavedState:
             too = f" (and {', '.join('--' + other[0].replace('_', '-') for other in others)})" if others else ""
             raise UserError(
                 f"{flag} is {_told(given)}, but it was {_told(saved)} in the run that is to be resumed, {self.folder}"
-                f"{too}.\nGive {flag} {_told(saved)}, or start anew in another --output-dir."
+                f"{too}.\nGive {flag} {_told(saved)}, or all its options by --config {self.run / TRAINING}; or start "
+                "anew in another --output-dir."
             )
         if self.facts["data"] != digest:
             raise UserError(

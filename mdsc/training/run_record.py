@@ -7,6 +7,7 @@ A run that goes on adds a start. No token is ever in it.
 
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import subprocess
@@ -58,8 +59,11 @@ def start_of(config: TrainConfig, accelerator: Accelerator, data: str, state: Sa
 
 
 def write_start(folder: Path, start: dict[str, Any], state: SavedState | None) -> None:
-    """Add it to those of the run that is gone on with, or begin anew. Raises OSError."""
+    """Add it to those of the run that is gone on with, or begin anew. A file that cannot be read is kept beside, as
+    run.json.damaged. Raises OSError."""
     earlier = [] if state is None else starts_of(state.run)
+    if state is not None and not earlier and (folder / FILE_NAME).is_file():
+        os.replace(folder / FILE_NAME, folder / f"{FILE_NAME}.damaged")
     with replacing(folder / FILE_NAME) as beside:
         beside.write_text(json.dumps({"starts": [*earlier, start]}, indent=1) + "\n", encoding="utf-8")
 

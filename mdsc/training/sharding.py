@@ -21,6 +21,7 @@ from mdsc.errors import UserError
 
 def make_accelerator() -> Accelerator:
     """Give the accelerator of a run: CUDA devices where there are any, else the CPU."""
+    _refuse_what_is_not_done()
     number = torch.cuda.device_count()
     if 0 < number <= int(os.environ.get("LOCAL_RANK", "0")):
         raise UserError(
@@ -37,16 +38,27 @@ def make_accelerator() -> Accelerator:
 
 def asked_for_sharding() -> FullyShardedDataParallelPlugin | None:
     """What accelerate's launcher was told of FSDP, or None. UserError for what is not done here."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true" or not torch.distributed.is_initialized():
+    if not _is_true("ACCELERATE_USE_FSDP") or not torch.distributed.is_initialized():
         return None
+    _refuse_what_is_not_done()
+    return FullyShardedDataParallelPlugin()
+
+
+def _refuse_what_is_not_done() -> None:
+    if not _is_true("ACCELERATE_USE_FSDP"):
+        return
     if os.environ.get("FSDP_VERSION") != "2":
         raise UserError("accelerate was told fsdp_version 1: give 2, as configs/accelerate/fsdp2.yaml does.")
-    plugin = FullyShardedDataParallelPlugin()
-    if os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
+    if _is_true("FSDP_OFFLOAD_PARAMS"):
         raise UserError("accelerate was told fsdp_offload_params: leave it out; --train.ema-device cpu saves some.")
-    if plugin.activation_checkpointing:
-        raise UserError("accelerate was told fsdp_activation_checkpointing: leave it out of its configuration.")
-    return plugin
+    if _is_true("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise UserError(
+            "accelerate was told fsdp_activation_checkpointing: give --train.gradient-checkpointing instead."
+        )
+
+
+def _is_true(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("true", "1")
 
 
 def place(model: nn.Module, accelerator: Accelerator, *, in_bf16: bool) -> nn.Module:

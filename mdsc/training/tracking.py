@@ -14,6 +14,7 @@ from typing import Any
 from mdsc.atomic import replacing
 from mdsc.config.schema import TrainConfig
 from mdsc.errors import UserError
+from mdsc.hub.failures import without_secrets
 from mdsc.training.background_writer import cannot_write
 from mdsc.training.resume import SavedState
 from mdsc.training.run_record import write_start
@@ -141,7 +142,14 @@ def _start_wandb(wandb: ModuleType, config: TrainConfig, start: Mapping[str, Any
         "config": asdict(config) | {"run": facts},
     }
     known = {"id": run_id, "resume": "allow"} if run_id else {}
-    return wandb.init(project=config.tracking.project, **options, **known)
+    try:
+        return wandb.init(project=config.tracking.project, **options, **known)
+    except wandb.Error as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--tracking.wandb: {without_secrets(why)}\n"
+            "Log in (wandb login, or WANDB_API_KEY), set WANDB_MODE=offline, or leave it out."
+        ) from error
 
 
 def _import_tensorboard() -> ModuleType:
