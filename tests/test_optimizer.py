@@ -17,6 +17,7 @@ from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import PATIENCE, FiniteGuard, is_admitted
 from mdsc.training.optimizer import (
     OUTPUT_BIAS_RATE,
+    clip_gradients,
     learning_rate,
     make_optimizer,
     parameter_groups,
@@ -106,6 +107,18 @@ def test_a_bad_step_leaves_weights_and_moments_alone():
         assert torch.equal(mine, reference)
         for name, moment in optimizers[0].state[reference].items():
             assert torch.equal(optimizers[1].state[mine][name], moment)
+
+
+@pytest.mark.parametrize(("clip_norm", "scale"), [(1.0, 0.2), (10.0, 1.0)])
+def test_gradients_are_scaled_to_a_norm_that_all_weights_share(clip_norm: float, scale: float):
+    weights = [nn.Parameter(torch.zeros(size)) for size in (2, 3, 1)]
+    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0, 0.0]), None]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = None if gradient is None else gradient.clone()
+    assert clip_gradients(iter(weights), clip_norm) == 5
+    for weight, gradient in zip(weights[:2], gradients[:2], strict=True):
+        torch.testing.assert_close(weight.grad, scale * gradient)
+    assert weights[2].grad is None
 
 
 def test_a_weight_without_gradient_gets_no_state():
