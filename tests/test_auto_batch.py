@@ -17,6 +17,7 @@ from mdsc.config.yaml_flags import parse
 from mdsc.errors import UserError
 from mdsc.training import auto_batch
 from mdsc.training.auto_batch import CPU_CELLS, estimate_of, largest_that_fits, settle_batch_size, trial_fits
+from mdsc.training.memory_measure import LiveBytes
 from mdsc.training.trainer import Trainer
 
 DIVISORS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 48]
@@ -110,6 +111,18 @@ def test_where_not_one_cell_fits_it_is_told_what_takes_less(folder: Path, monkey
     for word in ("not even one cell of 48 genes", "--train.gradient-checkpointing", "FSDP2", "--data.num-genes"):
         assert word in str(told.value)
     assert "--train.batch-size auto," not in str(told.value), "it is in use"
+
+
+def test_a_trial_holds_what_later_steps_will(folder: Path, monkeypatch):
+    trainer, _ = tiny_trainer(tiny_config(folder))
+    weights = sum(parameter.nbytes for parameter in trainer.parameters)
+    with LiveBytes(trainer.parameters) as live, auto_batch._room_taken(trainer, 1000):
+        assert live.now == 1000 + 3 * weights  # gradients and two moments
+    reserved = []
+    monkeypatch.setattr(auto_batch, "trial_fits", lambda trainer, cells, reserve: not reserved.append(reserve))
+    monkeypatch.setattr(auto_batch, "available_bytes", lambda *_: 10**9)
+    trainer, _ = settled(folder, monkeypatch, most=16)
+    assert reserved == [int((1 - auto_batch.CPU_SHARE) * (10**9 + auto_batch._held(trainer)))]
 
 
 @pytest.mark.parametrize("pathway_steps", [0, 2, 6])

@@ -6,6 +6,8 @@ import torch
 from reference import factor_posterior
 from tiny_model import NUM_GENES, NUM_TOKENS, tiny_cells, tiny_model
 
+from mdsc.model.factor_posterior import factor_posterior as posterior_of_tensors
+
 
 def arrays(state):
     parameters = {name: parameter.detach().double().numpy() for name, parameter in state.named_parameters()}
@@ -34,6 +36,18 @@ def test_nothing_visible_leaves_the_prior_mean():
     mean, _, _ = pooled(tiny_model().cell_state, tiny_cells())
     assert (mean[-1] == 0).all()
     assert np.abs(mean[:-1]).min() > 0
+
+
+def test_a_precision_that_is_not_positive_is_told_by_nan_in_its_cell_alone():
+    """A step with it is skipped (`is_admitted`); what a failed factorisation has left would be finite and wrong."""
+    generator = torch.Generator().manual_seed(0)
+    loadings = torch.randn(2, 5, 3, generator=generator)
+    precision = torch.tensor([1.0, -1.0])[:, None].expand(2, 5)
+    mean, root = posterior_of_tensors(torch.ones(2, 5), loadings, precision, torch.full((3,), 0.1))
+    assert mean[0].isfinite().all()
+    assert root[0].isfinite().all()
+    assert mean[1].isnan().all()
+    assert root[1].isnan().all()
 
 
 def test_the_plain_mean_is_shrunk():

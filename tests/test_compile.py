@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tiny_run import flags, tiny_config, tiny_shards, tiny_trainer
 
 from mdsc.cli import main
 from mdsc.errors import UserError
-from mdsc.training.compiled_blocks import require_compiler, told_failed_compilation
+from mdsc.training.compiled_blocks import require_compiler, told_failed_compilation, uncompiled
 from mdsc.training.state_files import state_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +84,14 @@ def test_the_option_reaches_the_blocks_and_no_copy_of_them_shares_weights(folder
         trainer, _ = tiny_trainer(tiny_config(folder, compile=wanted))
         assert [block.is_compiled for block in trainer.model.blocks] == [wanted]
     assert not any("_orig_mod" in name for name in trainer.model.state_dict())
+
+
+def test_flex_attention_stays_compiled_where_blocks_are_not(folder: Path):
+    """Without a compiler it would hold all products of queries and keys."""
+    config = tiny_config(folder, compile=True)
+    flex = replace(config, model=replace(config.model, attention="flex_attention"))
+    for options, stays in ((config, False), (flex, True), (tiny_config(folder), True)):
+        assert isinstance(uncompiled(options), nullcontext) == stays
 
 
 @pytest.mark.parametrize(("device", "variable"), [("cpu", "CXX"), ("cuda", "CC")])

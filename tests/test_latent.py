@@ -22,7 +22,8 @@ from mdsc.errors import UserError
 from mdsc.model.attention import Attending
 from mdsc.model.cell_state import CellState, ZeroLinear
 from mdsc.model.configuration import MdscConfig
-from mdsc.model.latent import LatentRead, columns_of, is_nonzero
+from mdsc.model.keyed_dropout import KeyedDropout, keyed_dropout
+from mdsc.model.latent import CrossAttention, LatentRead, columns_of, is_nonzero, most_nonzero, over_columns
 from mdsc.model.modeling import MdscModel
 from mdsc.prep.simulate import simulate_shards
 from mdsc.prep.simulated_cells import SimulationConfig, Truth
@@ -48,6 +49,18 @@ def without_pathway(model: MdscModel) -> MdscModel:
             if name.startswith(rest):
                 parameter.zero_()
     return model
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(x, (16,), eps=1e-6) * (1 + scale) + shift
+
+
+def by_formula(attention: CrossAttention, queries: Tensor, source: Tensor, keep: Tensor) -> Tensor:
+    """Two heads of width 8; keep: (batch, sources)."""
+    parts = (attention.query(queries), *attention.key_value(source).chunk(2, dim=-1))
+    query, key, value = (part.view(len(source), -1, 2, 8).transpose(1, 2) for part in parts)
+    scores = (query @ key.mT / 8**0.5).masked_fill(~keep[:, None, None], -torch.inf)
+    return attention.out((scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2))
 
 
 @attentions
@@ -98,15 +111,53 @@ def test_what_is_gathered_is_what_a_mask_over_all_genes_lets_through(attention: 
     assert is_nonzero(tokens, NUM_TOKENS).sum(dim=1).tolist() == [0, 1, 63, 130]
 
     shift, scale, shift_s, scale_s = read.modulation(condition)[:, None].chunk(4, dim=-1)
-    source = F.layer_norm(torch.cat([read.null.expand(4, 1, -1), x], dim=1), (16,), eps=1e-6) * (1 + scale_s) + shift_s
-    queries = F.layer_norm(read.latents, (16,), eps=1e-6) * (1 + scale) + shift
-    key, value = read.attention.key_value(source).chunk(2, dim=-1)
-    of_heads = [part.view(4, -1, 2, 8).transpose(1, 2) for part in (read.attention.query(queries), key, value)]
+    source = modulated(torch.cat([read.null.expand(4, 1, -1), x], dim=1), shift_s, scale_s)
     keep = torch.cat([torch.ones(4, 1, dtype=torch.bool), is_nonzero(tokens, NUM_TOKENS)], dim=1)
-    scores = (of_heads[0] @ of_heads[1].mT / 8**0.5).masked_fill(~keep[:, None, None], -torch.inf)
-    mixed = (scores.softmax(dim=-1) @ of_heads[2]).transpose(1, 2).reshape(4, 5, 16)
-    expected = read.latents + read.attention.out(mixed)
+    mixed = by_formula(read.attention, modulated(read.latents, shift, scale), source, keep)
+    expected = read.latents + mixed
     torch.testing.assert_close(read(x, tokens, condition, attention, max_nonzero), expected, **CLOSE)
+
+
+def test_the_readout_is_attention_to_the_latents_and_an_mlp():
+    readout, generator = latent_model().latent_readout, torch.Generator().manual_seed(0)
+    x, latents, condition = (torch.randn(2, *size, generator=generator) for size in ((20, 16), (5, 16), (16,)))
+    parts = readout.modulation(condition)[:, None].chunk(8, dim=-1)
+    shift_a, scale_a, gate_a, shift_s, scale_s, shift_m, scale_m, gate_m = parts
+    everything = torch.ones(2, 5, dtype=torch.bool)
+    source = modulated(latents, shift_s, scale_s)
+    expected = x + gate_a * by_formula(readout.attention, modulated(x, shift_a, scale_a), source, everything)
+    enter, _, leave = readout.mlp
+    bent = F.gelu(enter(modulated(expected, shift_m, scale_m)), approximate="tanh")
+    expected = expected + gate_m * leave(bent)
+    torch.testing.assert_close(readout(x, latents, condition, Attending("sdpa", None)), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("backbone", ["latent", "dit"])
+def test_every_dropout_has_keys_of_its_own(backbone: str, monkeypatch):
+    model, original = tiny_model(backbone=backbone, dropout=0.2, state_dropout=0.2).train(), KeyedDropout.forward
+    seen = []
+
+    def watched(self, x, keys=None):
+        seen.append((keys or self.keys).run.item())
+        return original(self, x, keys)
+
+    monkeypatch.setattr(KeyedDropout, "forward", watched)
+    with keyed_dropout(model, seed=0, step=0, cell_index=torch.arange(3)):
+        model(**tiny_cells())
+    layers = [module for module in model.modules() if isinstance(module, KeyedDropout)]
+    assert len(layers) == {"latent": 8, "dit": 5}[backbone]  # two of each block and of the readout, read, cell state
+    assert len(set(seen)) == len(seen) == len(layers)
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        *((name, name) for name in ("eager", "sdpa", "sdpa_math", "sdpa_efficient", "sdpa_cudnn")),
+        *((name, "sdpa") for name in ("sdpa_flash", "flash_attention_2", "flex_attention")),
+    ],
+)
+def test_genes_are_read_by_what_takes_a_mask(asked: str, taken: str):
+    assert over_columns(asked, torch.ones(2, 3, dtype=torch.bool), 4).implementation == taken
 
 
 def test_columns_keep_the_order_of_the_genes():
@@ -161,6 +212,36 @@ def test_hidden_counts_do_not_reach_the_logits_and_visible_ones_do():
     left_in = {"gene_ids": batch.gene_ids, "tokens": batch.tokens.masked_fill(hidden, NUM_TOKENS), "is_pad": None}
     clean = model(**left_in, counts=batch.counts * ~hidden).logits
     assert torch.equal(model(**left_in, counts=batch.counts).logits, clean)
+
+
+def test_the_bound_is_that_of_the_fullest_cell():
+    tokens = torch.tensor([[0, 1, 6, NUM_TOKENS, 0], [2, 0, 3, 1, NUM_TOKENS + 1], [0, 0, 0, 0, 0]])
+    assert most_nonzero(tokens, NUM_TOKENS) == 3
+    assert most_nonzero(tokens.to(torch.int8), NUM_TOKENS) == 3  # as the loader gives them
+    assert most_nonzero(tokens[:0], NUM_TOKENS) == 0
+
+
+@attentions
+@pytest.mark.parametrize("bf16", [False, True])
+def test_hidden_counts_do_not_reach_the_logits_through_the_bound(attention: str, bf16: bool):
+    """It is that of whole cells, the hidden counts included: from visible ones alone to all genes nonzero."""
+    model, generator = latent_model(attn_implementation=attention), torch.Generator().manual_seed(0)
+    gene_ids, tokens = (torch.randint(size, (4, 300), generator=generator) for size in (NUM_GENES, NUM_TOKENS))
+    hidden = torch.rand(4, 300, generator=generator) < 0.7
+    shown = {"gene_ids": gene_ids, "tokens": tokens.masked_fill(hidden, NUM_TOKENS), "is_pad": None}
+    widths = []
+    model.latent_read.attention.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[1].shape[1]))
+
+    def logits(whole: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.no_grad():
+            return model(**shown, counts=tokens * ~hidden, max_nonzero=most_nonzero(whole, NUM_TOKENS)).logits
+
+    expected = logits(tokens.masked_fill(hidden, 0))
+    for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        is_drawn = hidden & (torch.rand(4, 300, generator=generator) < share)
+        whole = torch.where(hidden, is_drawn.long(), tokens)
+        torch.testing.assert_close(logits(whole), expected, rtol=1e-6, atol=1e-6)
+    assert len(set(widths)) > 2, "the bound is in use"
 
 
 def assert_starts_at_the_marginal(model: MdscModel) -> None:
@@ -317,8 +398,10 @@ def test_the_latents_learn_what_the_pathway_does_not_tell(tmp_path: Path, monkey
         predict = lambda *inputs: model(*inputs).logits  # noqa: E731
         return validate(predict, trainer.validation_cells, trainer.tokenizer, (0.5,), batch_size=64)[0.5].nll
 
-    at_the_start = nll(trainer.ema.model)  # the gene marginal
+    at_the_start = nll(trainer.model.eval())  # the gene marginal
+    trainer.model.train()
     batches = loader.iterate()
     for step in range(110):
         trainer.step(step, next(batches))
-    assert nll(trainer.ema.model) < at_the_start - 0.05
+    with trainer.ema.applied() as averaged:
+        assert nll(averaged) < at_the_start - 0.05

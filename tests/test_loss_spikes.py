@@ -87,6 +87,43 @@ def test_warm_up_and_the_begin_of_a_phase_are_left_out():
     assert found_in(jump, **train) == []
 
 
+@pytest.mark.parametrize(
+    ("train", "first"),
+    [
+        ({"warmup_steps": 0}, 1 + FEWEST + 1),  # the first step has the start's loss
+        ({"warmup_steps": 10}, 10 + FEWEST + 1),
+        ({"warmup_steps": 10, "pathway_steps": 20}, 20 + 10 + FEWEST + 1),
+        ({"warmup_steps": 10, "pathway_steps": 43}, 43),  # the last step of a phase is one of it
+        ({"warmup_steps": 10, "pathway_steps": 42}, 42 + 10 + FEWEST + 1),
+    ],
+)
+def test_enough_steps_must_be_known(train: dict[str, int], first: int):
+    def is_found(step: int) -> bool:
+        losses = np.full(100, 2.0)
+        losses[step - 1] = 9.0
+        return (step, "loss") in found_in(losses, **train)
+
+    assert next(step for step in range(1, 90) if is_found(step)) == first
+
+
+def test_small_changes_drops_and_zeros_are_no_spikes():
+    still = np.full(100, 2.0)
+    for factor, expected in ((1.07, []), (1.09, [(61, "loss")]), (0.1, [])):  # 8 deviations of a percent
+        losses = still.copy()
+        losses[60] *= factor
+        assert found_in(losses) == expected
+    norms = np.ones(100)
+    norms[60] = 0.0
+    assert found_in(still, norms) == []
+
+
+def test_only_the_last_steps_are_compared_with():
+    window = SpikeWindow(DEFAULT, OptimConfig(warmup_steps=0))
+    for step in range(1, 3 * WINDOW):
+        window.add(step, float(step), 1.0)
+    assert window.state()["loss"] == [math.log(step) for step in range(3 * WINDOW - 128, 3 * WINDOW)]
+
+
 def test_a_window_goes_on_from_its_state():
     losses = 2 * (1 + 0.05 * NOISE[:300])
     losses[[90, 250]] *= 4

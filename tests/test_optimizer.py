@@ -17,6 +17,7 @@ from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import PATIENCE, FiniteGuard, is_admitted
 from mdsc.training.optimizer import (
     OUTPUT_BIAS_RATE,
+    clip_gradients,
     learning_rate,
     make_optimizer,
     parameter_groups,
@@ -108,6 +109,18 @@ def test_a_bad_step_leaves_weights_and_moments_alone():
             assert torch.equal(optimizers[1].state[mine][name], moment)
 
 
+@pytest.mark.parametrize(("clip_norm", "scale"), [(1.0, 0.2), (10.0, 1.0)])
+def test_gradients_are_scaled_to_a_norm_that_all_weights_share(clip_norm: float, scale: float):
+    weights = [nn.Parameter(torch.zeros(size)) for size in (2, 3, 1)]
+    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0, 0.0]), None]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = None if gradient is None else gradient.clone()
+    assert clip_gradients(iter(weights), clip_norm) == 5
+    for weight, gradient in zip(weights[:2], gradients[:2], strict=True):
+        torch.testing.assert_close(weight.grad, scale * gradient)
+    assert weights[2].grad is None
+
+
 def test_a_weight_without_gradient_gets_no_state():
     model = Parts()
     optimizer = make_optimizer(model, OptimConfig())
@@ -130,15 +143,33 @@ def test_the_guard_counts_and_stops_after_ten_in_a_row():
         guard.heard(2 * PATIENCE, False, "cell 3")
 
 
-def test_ema_follows_the_warmed_up_decay():
+@pytest.mark.parametrize("on_host", [False, True])
+def test_ema_follows_the_warmed_up_decay(on_host: bool):
     model = nn.Linear(1, 1, bias=False)
-    ema = Ema(model, decay=0.3)
+    ema = Ema(model, decay=0.3, on_host=on_host)
     start = expected = model.weight.item()
     for number, decay in enumerate([1 / 10, 2 / 11, 3 / 12, 0.3, 0.3], start=1):
         model.weight.data.fill_(start + number)
         ema.update()
         expected = decay * expected + (1 - decay) * (start + number)
     assert ema.whole("weight").item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_model_in_evaluation_stays_in_it():
+    model = nn.Linear(2, 2).eval()
+    with Ema(model, decay=0.9).applied():
+        assert not model.training
+    assert not model.training
+
+
+def test_while_averages_are_applied_they_are_neither_saved_nor_moved():
+    """The two have changed places: weights would be saved as averages, and averages as weights."""
+    ema = Ema(nn.Linear(2, 2), decay=0.9)
+    with ema.applied():
+        for act in (ema.update, lambda: ema.whole("weight"), lambda: ema.give("weight", None), ema.applied().__enter__):
+            with pytest.raises(AssertionError, match="applied"):
+                act()
+    ema.update()
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -23,6 +23,8 @@ from mdsc.training import run_saver, state_files
 from mdsc.training.resume import MAY_CHANGE, changed_options, find_state
 from mdsc.training.state_files import best_step, read_state, remove_old_states, saved_steps, state_folder, write_state
 from mdsc.training.tracking import Tracker, read_metrics
+from mdsc.training.trainer import Trainer
+from mdsc.training.trainer_state import facts_of, restore
 
 OPTIONS = ("--train.save-every", "4", "--train.validate-every", "3", "--train.log-every", "5", "--data.workers", "0")
 
@@ -72,6 +74,27 @@ def test_a_run_goes_on_to_the_bit(folder: Path, unbroken: Path, tmp_path: Path, 
     assert (run / "training.yaml").read_text() == (unbroken / "training.yaml").read_text().replace(
         str(unbroken), str(run)
     )
+
+
+def test_all_counters_come_back(folder: Path):
+    one, other = (tiny_trainer(tiny_config(folder))[0] for _ in range(2))
+    one.guard.skipped, one.guard.in_a_row = 5, 3
+    one.is_validation_due = False
+    one.last_validation, one.best_validation = {"step": 4, "nll": 2.0}, {"step": 2, "nll": 1.5}
+    one.ema.num_updates = 7
+    one.spikes.window.add(4, 2.0, 1.0)
+    one.spikes.window.count = 2
+
+    def told(trainer: Trainer) -> dict:
+        facts = json.loads(json.dumps(facts_of(trainer)))
+        del facts["averages"]["seconds"]
+        return facts
+
+    expected = told(one)
+    assert expected != told(other)
+    restore(other, json.loads(json.dumps(facts_of(one))) | {"step": 4}, None)
+    assert told(other) == expected
+    assert other.done == 4
 
 
 def test_without_a_state_it_starts_anew_and_says_so(folder: Path, unbroken: Path, tmp_path: Path, capsys):

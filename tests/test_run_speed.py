@@ -76,3 +76,15 @@ def test_speeds_of_a_line_that_a_state_cuts_in_two(monkeypatch):
     assert speeds == pytest.approx({"cells_per_second": 8.0, "model_flops_per_second": 1000.0, "mfu": 0.001})
     now[0] = 53.0
     assert other.take()["model_flops_per_second"] == 0
+
+
+def test_a_pause_is_no_time_of_training(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(step_averages.time, "perf_counter", lambda: now[0])
+    averages = StepAverages(CPU, cells_per_step=16)
+    averages.add(torch.ones(4, dtype=torch.float64), torch.tensor(True), 3000)
+    now[0] = 2.0
+    with averages.paused():
+        now[0] = 102.0
+    now[0] = 104.0
+    assert averages.take()["cells_per_second"] == 4.0

@@ -31,10 +31,12 @@ class Ema:
         self._parts = {name: _host_copy(part) if on_host else part.clone() for name, part in self._parts.items()}
         self.decay = decay
         self.num_updates = 0
+        self._is_applied = False
 
     @torch.no_grad()
     def update(self) -> None:
         """Move towards the model's weights. If the averages are in host memory, the host waits for the device."""
+        self._require_own_place()
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         weights = [own_part(parameter) for parameter in self._trained.values()]
         if self._sent is not None:
@@ -49,15 +51,18 @@ class Ema:
     def applied(self) -> Iterator[nn.Module]:
         """Within, the model has the averaged weights and is in evaluation mode; then all is as before, to the bit.
 
-        The two change places, one weight at a time, so that no second copy is needed. Within, there is no update.
+        The two change places, one weight at a time, so that no second copy is needed. Within, that is all there is.
         """
+        self._require_own_place()
         was_training = self._model.training
         self._exchange()
+        self._is_applied = True
         self._model.eval()
         try:
             yield self._model
         finally:
             self._exchange()
+            self._is_applied = False
             self._model.train(was_training)
 
     def names(self) -> list[str]:
@@ -65,11 +70,17 @@ class Ema:
 
     def whole(self, name: str) -> Tensor:
         """An average, all of it. To be called on all processes."""
+        self._require_own_place()
         return whole(self._trained[name], self._parts[name])
 
     def give(self, name: str, value: Tensor | None) -> None:
         """Set an average to what the main process gives. To be called on all processes."""
+        self._require_own_place()
         give(self._trained[name], value, self._parts[name])
+
+    def _require_own_place(self) -> None:
+        """Else a state would be saved with averages for weights, and say nothing."""
+        assert not self._is_applied, "averages are applied: the model has them, and they are the weights"
 
     @torch.no_grad()
     def _exchange(self) -> None:
