@@ -24,6 +24,8 @@ from mdsc.training.progress import RunProgress
 from mdsc.training.trainer import Trainer, make_accelerator
 
 CONFIG = ROOT / "configs" / "benchmark.yaml"
+GENES_AT_ONCE = 512
+"""Of each training example and validation cell; held-out cells are scored with all genes at once."""
 POINTS = 12
 """Validations of a run."""
 TRIAL_STEPS = 32
@@ -55,7 +57,7 @@ def config_of(cells: RaceCells, contestant: Contestant, seed: int, output_dir: P
     """Options of a run; its steps are still to be found."""
     flags = ["--config", str(CONFIG), *cells.flags.split(), *contestant.flags.split(), "--data.dir", str(cells.shards)]
     flags += ["--seed", str(seed), "--output-dir", str(output_dir), "--validation.mask-ratios", "0.5"]
-    flags += ["--validation.num-cells", "96"]
+    flags += ["--validation.num-cells", "96", "--data.num-genes", str(GENES_AT_ONCE)]
     return parse(TrainConfig, flags)
 
 

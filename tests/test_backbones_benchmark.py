@@ -20,7 +20,9 @@ from simulated_oracle import log_probability, oracle_nll, posterior
 
 @pytest.fixture(scope="module")
 def simulated() -> tuple[Truth, np.ndarray]:
-    config = SimulationConfig(num_cells=300, num_genes=30, num_types=4, num_drugs=2, genes_per_drug=10, median_depth=90.0)
+    config = SimulationConfig(
+        num_cells=300, num_genes=30, num_types=4, num_drugs=2, genes_per_drug=10, median_depth=90.0
+    )
     truth = Truth.of(config)
     return truth, np.concatenate([chunk.counts.toarray() for chunk in simulate_chunks(truth)])
 
