@@ -45,7 +45,7 @@ class RaceConfig:
     """Who takes part."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of training. Cells and what is hidden of the held-out ones stay."""
-    budget_seconds: float = 60.0
+    budget_seconds: float = 40.0
     """CPU seconds of training of each run."""
     test_cells: int = 256
     """Held-out cells that are scored at most."""
