@@ -68,19 +68,6 @@ def test_a_training_step_never_waits_for_the_device(
     assert not operators.found
 
 
-def test_the_latent_backbone_counts_on_the_host_what_it_reads(tmp_path: Path, as_on_a_gpu: None):
-    tiny_shards(tmp_path)
-    config = tiny_config(tmp_path, batch_size=8)
-    config = replace(config, model=replace(config.model, backbone="latent", num_latents=4))
-    trainer, loader = tiny_trainer(config)
-    batches = loader.iterate()
-    trainer.step(0, next(batches))
-    batch = next(batches)
-    with WaitingOperators() as operators:
-        trainer.step(1, batch)
-    assert operators.found == ["_local_scalar_dense"]  # of the whole batch, before it is sent
-
-
 def test_what_waits_is_found():
     with WaitingOperators() as operators:
         values = torch.arange(4.0)
