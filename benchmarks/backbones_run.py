@@ -43,8 +43,8 @@ class Contestant:
 
 
 CONTESTANTS = {
-    "pooled": Contestant(f"{ALONE} --model.factor-size 0 --train.learning-rate 4e-3"),
-    "no transformer": Contestant(f"{ALONE} --train.learning-rate 4e-3"),
+    "pooled": Contestant(f"{ALONE} --model.factor-size 0 --train.learning-rate 8e-3"),
+    "no transformer": Contestant(f"{ALONE} --train.learning-rate 8e-3"),
     "dit": Contestant("--model.backbone dit --train.learning-rate 3e-3", pathway_share=0.6),
     "latent": Contestant(
         "--model.backbone latent --model.num-latents 32 --model.num-layers 2 --train.learning-rate 3e-3",
