@@ -5,7 +5,6 @@ count given the visible ones is a mixture over them. Depth is integrated over a 
 """
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float64, Integer
 
 from mdsc.data.tokenizers import CountTokenizer
@@ -23,15 +22,14 @@ def oracle_nll(
     counts: Integer[np.ndarray, "cells genes"],
     hidden: Bool[np.ndarray, "cells genes"],
 ) -> Float64[np.ndarray, " cells"]:
-    """Mean over each cell's hidden genes of -log p(token | visible counts) - log p(count | token), in nats.
+    """Mean over each cell's hidden genes of -log p(token | visible counts), in nats: the `nll` of the scores of models.
 
-    The second part is the tokenizer's and not the truth's, as in the scores of models.
+    Visible are counts and not tokens alone, as for the models, which read both.
     """
     depths, log_weight = posterior(truth, counts, ~hidden)
     probabilities = truth.probabilities.reshape(-1, counts.shape[1])
     edges = np.array([*tokenizer.edges, np.inf])
     token = np.searchsorted(edges, counts, side="right") - 1
-    within = tokenizer.log_count_given_token(torch.from_numpy(counts)).numpy()
     nll = np.empty(len(counts))
     for cell, weights in enumerate(log_weight):
         kept = np.flatnonzero(weights > weights.max() - KEPT)
@@ -41,7 +39,7 @@ def oracle_nll(
         log_p = log_probability(low, high, means, truth.config.dispersion) + weights[kept, None]
         best = log_p.max(axis=0)
         mixed = best + np.log(np.exp(log_p - best).sum(axis=0))
-        nll[cell] = (within[cell, genes] - mixed).mean()
+        nll[cell] = -mixed.mean()
     return nll
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import nbinom
 
-from mdsc.data.tokenizers import CountTokenizer, make_tokenizer
+from mdsc.data.tokenizers import make_tokenizer
 from mdsc.prep.simulated_cells import SimulationConfig, Truth, simulate_chunks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -83,16 +83,15 @@ def test_a_bin_has_the_probability_of_its_counts():
             assert value == pytest.approx(logsumexp(nbinom.logpmf(counts, 2.0, 2.0 / (2.0 + mean))), rel=1e-6)
 
 
-def test_tokens_that_are_bins_cost_no_less_than_counts(simulated):
-    """Within a bin the tokenizer's law takes the truth's place."""
+def test_a_token_that_is_a_bin_costs_less_than_its_count(simulated):
     truth, counts = simulated
     counts = counts[:50]
     exact, coarse = (
         oracle_nll(truth, make_tokenizer("count", size), counts, hidden_half(counts)) for size in (4096, 16)
     )
-    assert isinstance(make_tokenizer("count", 16), CountTokenizer)
     assert counts.max() > 8
-    assert 0 < (coarse - exact).mean() < 0.1
+    assert (coarse <= exact + 1e-9).all()
+    assert coarse.mean() < exact.mean() - 0.001
 
 
 def test_the_stopwatch_leaves_validation_out():
