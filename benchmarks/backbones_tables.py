@@ -152,7 +152,11 @@ def plot(runs: Sequence[dict], path: Path) -> None:
                     told = {"label": name} if first == 0 else {}
                     panel.plot(points[axis][1:], points["validation_nll"][1:], color=color, lw=1.2, alpha=0.8, **told)
                     panel.plot(points[axis][-1], points["validation_nll"][-1], "o", color=color, ms=3)
-            panel.set(xscale="log", xlabel=label)
+            mine = [run for run in runs if run["data"] == of_data]
+            # The fall of the first quarter would leave no room for what differs.
+            highest = max(at(run, "step", run["steps"] / 4) for run in mine)
+            lowest = min(point["validation_nll"] for run in mine for point in run["points"])
+            panel.set(xscale="log", xlabel=label, ylim=(lowest - 0.1 * (highest - lowest), highest))
             panel.grid(alpha=0.3)
         row[0].set_ylabel(f"{of_data}\nnats per hidden gene")
     axes[0, 0].legend()
