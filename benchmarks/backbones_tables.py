@@ -139,6 +139,7 @@ def plot(runs: Sequence[dict], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     data = list(dict.fromkeys(run["data"] for run in runs))
     names = list(dict.fromkeys(run["backbone"] for run in runs))
@@ -157,6 +158,7 @@ def plot(runs: Sequence[dict], path: Path) -> None:
             highest = max(at(run, "step", run["steps"] / 4) for run in mine)
             lowest = min(point["validation_nll"] for run in mine for point in run["points"])
             panel.set(xscale="log", xlabel=label, ylim=(lowest - 0.1 * (highest - lowest), highest))
+            panel.xaxis.set_minor_formatter(NullFormatter())
             panel.grid(alpha=0.3)
         row[0].set_ylabel(f"{of_data}\nnats per hidden gene")
     axes[0, 0].legend()
