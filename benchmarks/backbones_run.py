@@ -21,7 +21,8 @@ from mdsc.data.shards import ShardFolder
 from mdsc.evaluation.inpaint import MODEL, ModelPredictor, score_inpainting
 from mdsc.training.command import train_to_the_end
 from mdsc.training.progress import RunProgress
-from mdsc.training.trainer import Trainer, make_accelerator
+from mdsc.training.sharding import make_accelerator
+from mdsc.training.trainer import Trainer
 
 CONFIG = ROOT / "configs" / "benchmark.yaml"
 GENES_AT_ONCE = 512
