@@ -111,7 +111,7 @@ def test_the_stopwatch_leaves_validation_out():
     for step in range(1, 5):
         busy(0.02)
         if step % 2 == 0:
-            watch.measured({"loss": 1.0, "cells_per_second": 1.0})
+            watch.measured({"loss": 1.0, "cells_per_second": 1.0, "model_flops_per_second": 1.0})
             validate(1.0 / step, step)
         else:
             watch.done(step)
