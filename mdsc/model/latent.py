@@ -5,6 +5,7 @@ Latents attend to the visible nonzero genes (`LatentRead`), blocks work on the l
 others learn from the cell-state pathway alone, which weighs it as evidence, and it is one of many.
 """
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int, Integer
@@ -21,15 +22,15 @@ WIDTH_STEP = 64
 """Columns that are read of a cell are a multiple of this: few shapes, and such as kernels like."""
 
 
-def most_nonzero(tokens: Integer[Tensor, "batch genes"], num_tokens: int) -> int:
+def most_nonzero(tokens: Integer[np.ndarray, "cells genes"], num_tokens: int) -> int:
     """The largest number of nonzero genes in a cell. Of whole cells it bounds what is visible, however much is hidden.
 
-    tokens: those of data, of which 0 is count 0, then the mask and the pad. On a GPU the host waits for it.
+    tokens: those of data, of which 0 is count 0, then the mask and the pad; on the host, where a step must not wait.
     """
-    return int(is_nonzero(tokens, num_tokens).sum(dim=1).max()) if tokens.numel() else 0
+    return int(((tokens > 0) & (tokens < num_tokens)).sum(axis=1).max(initial=0))
 
 
-def is_nonzero(tokens: Integer[Tensor, "batch genes"], num_tokens: int) -> Bool[Tensor, "batch genes"]:
+def is_nonzero(tokens: Int[Tensor, "batch genes"], num_tokens: int) -> Bool[Tensor, "batch genes"]:
     """Where a count above 0 is visible."""
     return (tokens > 0) & (tokens < num_tokens)
 

@@ -219,7 +219,7 @@ class Trainer:
     def _max_nonzero(self, cells: CellBatch) -> int | None:
         """What the latent backbone would have to ask the device for."""
         is_latent = self.config.model.backbone == "latent"
-        return most_nonzero(cells.tokens, self.tokenizer.num_tokens) if is_latent else None
+        return most_nonzero(cells.tokens.cpu().numpy(), self.tokenizer.num_tokens) if is_latent else None
 
     def _enter_phase(self, step: int, batch: CellBatch) -> None:
         is_pathway_phase = step < self.config.train.pathway_steps
