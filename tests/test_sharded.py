@@ -13,10 +13,13 @@ from forked_runs import LIMIT, ForkServer
 from run_files import differences, metrics, tensors
 from safetensors.torch import load_file
 from tiny_run import flags, tiny_config, tiny_shards, tiny_trainer
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from mdsc.checkpoint import load_checkpoint
 from mdsc.errors import UserError
-from mdsc.training.sharding import asked_for_sharding, make_accelerator
+from mdsc.training.ema import Ema
+from mdsc.training.sharding import asked_for_sharding, make_accelerator, reshard
 from mdsc.training.state_files import TENSORS, saved_steps, state_folder
 from mdsc.training.tracking import read_metrics
 from mdsc.training.trainer_state import HostCopy
@@ -183,6 +186,31 @@ def test_sigterm_to_one_process_that_validates_stops_both(
     assert saved_steps(run)[-1] == 3
     server.finish(folder, arguments(folder, run, "--resume", "auto"), **SHARDED)
     assert differences(runs["fsdp"], run) == []
+
+
+@pytest.fixture
+def alone() -> Iterator[DeviceMesh]:
+    """A mesh of this process."""
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@torch.no_grad()
+def test_averages_and_shards_change_places_under_whole_weights(alone: DeviceMesh):
+    """What a forward pass leaves whole is dropped, before averages come and after they have gone."""
+    model, x = torch.nn.Linear(3, 3), torch.ones(1, 3)
+    fully_shard(model, mesh=alone, reshard_after_forward=False)
+    ema = Ema(model, 0.5)
+    at_the_start = model(x).clone()
+    reshard(model)
+    for parameter in model.parameters():
+        parameter.add_(1.0)
+    trained = model(x).clone()
+    with ema.applied():
+        assert torch.equal(model(x), at_the_start)
+    assert torch.equal(model(x), trained)
+    assert not torch.equal(trained, at_the_start)
 
 
 def test_processes_validate_equally_many_cells(folder: Path):
