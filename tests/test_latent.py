@@ -216,9 +216,9 @@ def test_hidden_counts_do_not_reach_the_logits_and_visible_ones_do():
 
 def test_the_bound_is_that_of_the_fullest_cell():
     tokens = torch.tensor([[0, 1, 6, NUM_TOKENS, 0], [2, 0, 3, 1, NUM_TOKENS + 1], [0, 0, 0, 0, 0]])
-    assert most_nonzero(tokens, NUM_TOKENS) == 3
-    assert most_nonzero(tokens.to(torch.int8), NUM_TOKENS) == 3  # as the loader gives them
-    assert most_nonzero(tokens[:0], NUM_TOKENS) == 0
+    assert most_nonzero(tokens.numpy(), NUM_TOKENS) == 3
+    assert most_nonzero(tokens.to(torch.int8).numpy(), NUM_TOKENS) == 3  # as the loader gives them
+    assert most_nonzero(tokens[:0].numpy(), NUM_TOKENS) == 0
 
 
 @attentions
