@@ -234,7 +234,7 @@ def test_hidden_counts_do_not_reach_the_logits_through_the_bound(attention: str,
 
     def logits(whole: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.no_grad():
-            return model(**shown, counts=tokens * ~hidden, max_nonzero=most_nonzero(whole, NUM_TOKENS)).logits
+            return model(**shown, counts=tokens * ~hidden, max_nonzero=most_nonzero(whole.numpy(), NUM_TOKENS)).logits
 
     expected = logits(tokens.masked_fill(hidden, 0))
     for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
