@@ -211,7 +211,7 @@ def test_every_option_has_a_docstring():
                 assert isinstance(following, ast.Expr), f"{config_class.name}.{statement.target.id} has no docstring"
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "base", "large", "xl"])
+@pytest.mark.parametrize("name", ["laptop", "tiny", "small", "base", "large", "xl"])
 def test_shipped_configs_parse_and_fit(name: str):
     config = parse(TrainConfig, ["--config", str(shipped_config(name))])
     assert config.model.hidden_size % config.model.num_heads == 0
