@@ -140,6 +140,7 @@ def help_text() -> str:
             "prepare.py",
             "loader.py",
             "train_step.py",
+            "backbones.py",
             "kill_resume.py",
             "gpu.py",
         )

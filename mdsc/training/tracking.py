@@ -48,7 +48,13 @@ class Tracker:
             self._board = _start_tensorboard(board, folder, state) if board else None
         except OSError as error:
             raise cannot_write(folder, error) from error
-        self._wandb = _start_wandb(wandb, config, start or {}, state and state.facts["wandb_run"]) if wandb else None
+        try:
+            self._wandb = (
+                _start_wandb(wandb, config, start or {}, state and state.facts["wandb_run"]) if wandb else None
+            )
+        except UserError:
+            self._file.close()
+            raise
 
     @property
     def wandb_run(self) -> str | None:
