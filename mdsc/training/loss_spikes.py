@@ -65,7 +65,8 @@ class SpikeWindow:
             far = {name: excess(logs[name], recent) for name, recent in self._logs.items()}
             if max(far.values()) > self._threshold:
                 medians = {f"median_{name}": math.exp(statistics.median(recent)) for name, recent in self._logs.items()}
-                found = {"cause": max(far, key=far.get), **values, **medians}
+                cause = "loss" if far["loss"] > self._threshold else "grad_norm"
+                found = {"cause": cause, **values, **medians}
                 self.count += 1
         for name, recent in self._logs.items():
             recent.append(logs[name])
@@ -101,7 +102,7 @@ class LossSpikes:
         self._tracker = tracker
 
     def heard(self, outcome: StepOutcome) -> None:
-        """Tell of a finite step that stands out, on the console and in metrics.jsonl. For all processes."""
+        """Tell of a finite step that stands out: in metrics.jsonl, of a loss also on the console. For all processes."""
         if not outcome.is_finite:
             return
         found = self.window.add(outcome.step, outcome.loss, outcome.gradient_norm)
@@ -112,11 +113,11 @@ class LossSpikes:
         worst = self._accelerator.reduce(losses, "sum").sort(descending=True, stable=True)
         places, losses = (part[:WORST].tolist() for part in (worst.indices, worst.values))
         where = self._addresses(outcome.step - 1, places)
-        name = {"loss": "loss", "grad_norm": "norm of the gradient"}[found["cause"]]
-        self._progress.say(
-            f"warning: the {name} stands out: {found[found['cause']]:.4g} at step {outcome.step}, where "
-            f"{found['median_' + found['cause']]:.4g} was usual; the worst loss had cells {named_cells(places, where)}"
-        )
+        if found["cause"] == "loss":  # gradients of small batches stand out every few hundred steps
+            self._progress.say(
+                f"warning: the loss stands out: {found['loss']:.4g} at step {outcome.step}, where "
+                f"{found['median_loss']:.4g} was usual; the worst had cells {named_cells(places, where)}"
+            )
         if self._tracker is not None:
             facts = found | {"cells": places, "cell_losses": losses, "addresses": where}
             self._tracker.event(outcome.step, "loss_spike", facts)
