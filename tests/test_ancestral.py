@@ -15,8 +15,10 @@ from mdsc.diffusion.corruption import hide_fraction
 from mdsc.diffusion.evidence import Evidence, hide
 from mdsc.diffusion.keyed_random import Stream, keyed_uniform
 from mdsc.errors import UserError
-from mdsc.sampling.ancestral import ancestral, time_grid
+from mdsc.sampling import ancestral as sampler
+from mdsc.sampling.ancestral import time_grid
 from mdsc.sampling.categorical import draw
+from mdsc.sampling.options import SamplerOptions
 
 NUM_SAMPLES = 20_000
 
@@ -24,6 +26,10 @@ NUM_SAMPLES = 20_000
 @pytest.fixture(scope="module")
 def joint() -> ExactJoint:
     return ExactJoint(length=3)
+
+
+def ancestral(predict, evidence, tokenizer, *, seed, callback=None, **options):
+    return sampler.ancestral(predict, evidence, tokenizer, SamplerOptions(**options), seed=seed, callback=callback)
 
 
 def sample(joint: ExactJoint, **options) -> torch.Tensor:
@@ -257,7 +263,7 @@ def test_draw_always_finds_a_token_of_some_probability(num_tokens):
 def test_the_samplers_draws_keep_all_digits(joint, margin, token):
     """A model that says p(0) = u + margin, for the very u that is drawn, decides by the 13th digit."""
     nothing = joint.nothing_known(1)
-    u = keyed_uniform(Stream.TOKEN, 4, nothing.cell_index[:, None], torch.arange(3))
+    u = keyed_uniform(Stream.TOKEN, 4, 0, nothing.cell_index[:, None], torch.arange(3))
 
     def predict(*_):
         return torch.stack([u + margin, 1 - u - margin, torch.zeros_like(u)], -1).log()
@@ -298,7 +304,7 @@ def test_temperature_divides_the_logits():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"num_steps": 0}, "at least 1 step", id="no steps"),
+        pytest.param({"num_steps": 0}, "num-steps is 0", id="no steps"),
         pytest.param({"temperature": 0.0}, "above 0", id="temperature of 0"),
         pytest.param({"temperature": float("nan")}, "above 0", id="NaN"),
     ],

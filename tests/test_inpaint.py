@@ -12,6 +12,9 @@ from mdsc.diffusion.corruption import hide_fraction
 from mdsc.diffusion.evidence import hide
 from mdsc.sampling.ancestral import ancestral
 from mdsc.sampling.inpaint import fill, generate, posterior_mean
+from mdsc.sampling.options import SamplerOptions
+
+FIVE = SamplerOptions(num_steps=5)
 
 
 def test_posterior_mean_is_the_conditional_expectation():
@@ -39,23 +42,23 @@ def test_memory_bound_changes_nothing(tokenizer):
         largest.append(gene_ids.numel() * tokenizer.num_tokens)
         return predict(gene_ids, *others)
 
-    whole = fill(predict, tokenizer, evidence, num_steps=5, seed=2)
+    whole = fill(predict, tokenizer, evidence, FIVE, seed=2)
     bound = 3 * evidence.counts.shape[1] * tokenizer.num_tokens
     for max_logits in (bound, 1):
         largest.clear()
-        parts = fill(watched, tokenizer, evidence, num_steps=5, seed=2, max_logits=max_logits)
+        parts = fill(watched, tokenizer, evidence, FIVE, seed=2, max_logits=max_logits)
         assert torch.equal(parts.sampled, whole.sampled)
         torch.testing.assert_close(parts.mean, whole.mean)
         assert max(largest) <= max(max_logits, bound // 3)
     assert torch.equal(whole.sampled[evidence.visible], evidence.counts[evidence.visible])
     assert torch.equal(whole.mean[evidence.visible], evidence.counts[evidence.visible].float())
-    assert torch.equal(whole.sampled, ancestral(predict, evidence, tokenizer, num_steps=5, seed=2))
+    assert torch.equal(whole.sampled, ancestral(predict, evidence, tokenizer, FIVE, seed=2))
 
 
 def test_mean_does_not_depend_on_seed_or_steps():
     predict, evidence, tokenizer = example()
-    first = fill(predict, tokenizer, evidence, num_steps=1, seed=0)
-    second = fill(predict, tokenizer, evidence, num_steps=7, seed=1, temperature=2.0)
+    first = fill(predict, tokenizer, evidence, SamplerOptions(num_steps=1), seed=0)
+    second = fill(predict, tokenizer, evidence, SamplerOptions(num_steps=7, temperature=2.0), seed=1)
     assert torch.equal(first.mean, second.mean)
     assert not torch.equal(first.sampled, second.sampled)
 
@@ -64,7 +67,7 @@ def test_sampled_counts_average_to_the_posterior_mean():
     """For one hidden gene the sample is a draw from the law that the mean is of."""
     joint = ExactJoint(length=3)
     cells = joint.batch(joint.cells[[5]].repeat(20_000, 1))
-    filled = fill(joint.predict, joint.tokenizer, hide(cells, cells.gene_ids == 1), num_steps=3)
+    filled = fill(joint.predict, joint.tokenizer, hide(cells, cells.gene_ids == 1), SamplerOptions(num_steps=3))
     drawn = filled.sampled[:, 1].double()
     assert abs(drawn.mean() - filled.mean[0, 1]) < 4 * drawn.std() / 20_000**0.5
 
@@ -72,7 +75,7 @@ def test_sampled_counts_average_to_the_posterior_mean():
 def test_generated_cells_follow_the_joint_whatever_the_order_of_genes():
     joint = ExactJoint(length=3)
     order = torch.tensor([2, 0, 1])
-    cells = generate(joint.predict, joint.tokenizer, order, 5_000, num_steps=64, max_logits=2**17)
+    cells = generate(joint.predict, joint.tokenizer, order, 5_000, SamplerOptions(num_steps=64), max_logits=2**17)
     assert joint.total_variation(cells[:, order.argsort()]) < joint.noise_floor(5_000)
 
 
@@ -90,8 +93,9 @@ def test_conditions_reach_the_model_cell_by_cell():
 
     drug = torch.tensor([0, 1, 1, 0, 1])
     dose = torch.arange(5, dtype=torch.float32)[:, None]
-    cells = generate(predict, joint.tokenizer, torch.arange(2), 5, categories={"drug": drug}, vectors={"dose": dose},
-                     num_steps=1, max_logits=2 * 6)  # fmt: skip
+    conditions = {"categories": {"drug": drug}, "vectors": {"dose": dose}}
+    one_step = SamplerOptions(num_steps=1)
+    cells = generate(predict, joint.tokenizer, torch.arange(2), 5, one_step, **conditions, max_logits=2 * 6)
     assert torch.equal(cells, (2 * drug[:, None]).expand(5, 2).int())
     assert torch.equal(torch.cat([categories for categories, _ in seen]), drug)
     assert torch.equal(torch.cat([vectors for _, vectors in seen]), dose)

@@ -28,6 +28,7 @@ from mdsc.model.modeling import MdscModel
 from mdsc.prep.simulate import simulate_shards
 from mdsc.prep.simulated_cells import SimulationConfig, Truth
 from mdsc.sampling.inpaint import fill
+from mdsc.sampling.options import SamplerOptions
 from mdsc.training.option_checks import check
 from mdsc.training.validation import validate
 
@@ -315,7 +316,7 @@ def test_twenty_thousand_genes_are_filled_in_one_pass():
     widths = []
     model.latent_read.attention.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[1].shape[1]))
     predict = lambda *arguments: model.eval()(*arguments).logits  # noqa: E731
-    filled = fill(predict, make_tokenizer("rank", 8), evidence, num_steps=2)
+    filled = fill(predict, make_tokenizer("rank", 8), evidence, SamplerOptions(num_steps=2))
     assert torch.equal(filled.sampled[visible], counts[visible])
     assert len(widths) == 3  # two steps and the mean, with all genes each
     assert widths[0] < 1100  # of 10,000 visible ones

@@ -11,6 +11,7 @@ from mdsc.diffusion.corruption import hide_fraction
 from mdsc.diffusion.evidence import Evidence, Predict, hide
 from mdsc.evaluation.inpaint import HeldOutCells
 from mdsc.sampling.ancestral import ancestral
+from mdsc.sampling.options import SamplerOptions
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def unmask_one_cell(
     def keep(step: int, state: Evidence) -> None:
         states.append(state)
 
-    ancestral(predict, evidence, tokenizer, num_steps=num_steps, seed=seed, callback=keep)
+    ancestral(predict, evidence, tokenizer, SamplerOptions(num_steps=num_steps), seed=seed, callback=keep)
     return Unmasking(
         counts=torch.cat([state.counts for state in states]).cpu().numpy(),
         visible=torch.cat([state.visible for state in states]).cpu().numpy(),

@@ -19,15 +19,15 @@ from torch import Tensor
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.diffusion.evidence import Evidence, Predict
 from mdsc.diffusion.keyed_random import Stream, keyed_uniform
-from mdsc.errors import UserError
 from mdsc.sampling.categorical import draw
+from mdsc.sampling.options import SamplerOptions
+
+DEFAULTS = SamplerOptions()
 
 
 def time_grid(num_steps: int, grid: str) -> list[float]:
     """Times from 1 down to exactly 0. uniform: i / T; cosine: cos(pi/2 (1 - i/T)), which starts with small steps while
     little is visible (MD4, arXiv 2406.04329)."""
-    if num_steps < 1:
-        raise UserError(f"sampling takes at least 1 step, but {num_steps} were given")
     fractions = [i / num_steps for i in range(num_steps, 0, -1)]
     if grid == "uniform":
         return [*fractions, 0.0]
@@ -40,37 +40,34 @@ def ancestral(
     predict: Predict,
     evidence: Evidence,
     tokenizer: Tokenizer,
+    options: SamplerOptions = DEFAULTS,
     *,
-    num_steps: int = 32,
-    grid: str = "cosine",
     seed: int,
-    temperature: float = 1.0,
+    draw_index: int = 0,
     callback: Callable[[int, Evidence], None] | None = None,
 ) -> Int[Tensor, "batch genes"]:
     """Counts of whole cells, drawn from the model given the visible ones, which stay as they are.
 
-    seed: the draws of a cell are a function of (seed, its cell_index) and of the logits, in any batch.
-    temperature: the logits are divided by it; 1 samples the model's distribution.
+    seed, draw_index: the draws of a cell are a function of (seed, draw_index, its cell_index, gene) and of the logits,
+    in any batch and in any order of the genes; another draw_index gives an independent draw of the same cells.
     callback(step, state): called after each step with what is visible then; step 0 .. num_steps - 1.
 
     The model is told no time, so that its answer is out of date only when something has become visible: a step that
     reveals nothing costs no forward pass.
     """
-    if not temperature > 0:
-        raise UserError(f"the temperature must be above 0, but {temperature} was given")
     state = evidence
-    for step, (t, s) in enumerate(pairwise(time_grid(num_steps, grid))):
+    for step, (t, s) in enumerate(pairwise(time_grid(options.num_steps, options.grid))):
         alpha_t, alpha_s = 1 - t, 1 - s
         chance = (alpha_s - alpha_t) / (1 - alpha_t)  # 1 in the last step: what is left is drawn like all the rest
         row, column = state.hidden.nonzero(as_tuple=True)
-        cell = state.cell_index[row]
-        now = keyed_uniform(Stream.REVEAL, seed, step, cell, column) < chance
-        row, column, cell = row[now], column[now], cell[now]
+        cell, gene = state.cell_index[row], state.gene_ids[row, column]
+        now = keyed_uniform(Stream.REVEAL, seed, draw_index, step, cell, gene) < chance
+        row, column, cell, gene = row[now], column[now], cell[now], gene[now]
         if len(row) > 0:
             logits = state.predict(predict, tokenizer)[row, column]
             # A position is drawn once, so that its key needs no step.
-            u = keyed_uniform(Stream.TOKEN, seed, cell, column)
-            state = _reveal(state, row, column, draw(logits, u, temperature), tokenizer)
+            u = keyed_uniform(Stream.TOKEN, seed, draw_index, cell, gene)
+            state = _reveal(state, row, column, draw(logits, u, options.temperature), tokenizer)
         if callback is not None:
             callback(step, state)
     assert not state.hidden.any()

@@ -1,6 +1,7 @@
 """New cells as an AnnData: counts drawn from the model with nothing known but conditions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from mdsc.data.genes import GeneVocabulary
 from mdsc.errors import UserError
 from mdsc.sampling.conditions import given_ids
 from mdsc.sampling.inpaint import generate
-from mdsc.sampling.loaded_model import cells_per_pass, check_num_steps, opened, predictor, provenance
+from mdsc.sampling.loaded_model import cells_per_pass, opened, predictor, provenance
+from mdsc.sampling.options import SamplerOptions
 from mdsc.sampling.progress import SamplingProgress
 
 if TYPE_CHECKING:
@@ -26,10 +28,10 @@ def generate_anndata(
     *,
     condition: Mapping[str, str] | None = None,
     genes: Sequence[str] | None = None,
-    num_steps: int = 32,
     seed: int = 0,
     batch_size: int | None = None,
     show_progress: bool = False,
+    **sampling,
 ) -> "AnnData":
     """Draw cells: counts in X (CSR int32), the conditions in obs, how it was made in uns["mdsc"].
 
@@ -38,10 +40,10 @@ def generate_anndata(
         condition: e.g. {"drug": "DMSO_TF"}; what is not given is unknown to the model.
         genes: symbols or Ensembl ids; by default the whole vocabulary. Counts of fewer genes follow the same law as
             those genes would in whole cells, as far as the model has learnt it.
-        num_steps: forward passes that sampling takes.
         seed: the draws of a cell depend on the seed and its row, not on `num_cells`.
         batch_size: cells at once; by default what suits the device. It changes no result but by rounding.
         show_progress: draw a bar, if the output is a terminal.
+        sampling: fields of `SamplerOptions`, e.g. num_steps=64.
     """
     import pandas as pd
     import scipy.sparse as sp
@@ -49,7 +51,7 @@ def generate_anndata(
 
     if num_cells < 1:
         raise UserError(f"--num-cells is {num_cells}; it takes 1 or more.")
-    check_num_steps(num_steps)
+    options = SamplerOptions(**sampling)
     checkpoint = opened(checkpoint)
     vocabulary, model, condition = checkpoint.vocabulary, checkpoint.model, dict(condition or {})
     ids = given_ids(model.config.condition_levels or {}, condition)
@@ -60,7 +62,7 @@ def generate_anndata(
     gene_ids = torch.from_numpy(places[order]).to(model.device)
     blocks = []
     size = cells_per_pass(len(places), batch_size, model.device)
-    with SamplingProgress("generating", num_cells, num_steps, show=show_progress) as progress:
+    with SamplingProgress("generating", num_cells, options.num_steps, show=show_progress) as progress:
         predict = progress.watch(predictor(checkpoint))
         for start in range(0, num_cells, size):
             number = min(size, num_cells - start)
@@ -69,9 +71,9 @@ def generate_anndata(
                 checkpoint.tokenizer,
                 gene_ids,
                 number,
+                options,
                 first_cell=start,
                 categories={name: torch.full((number,), level, device=model.device) for name, level in ids.items()},
-                num_steps=num_steps,
                 seed=seed,
             )
             listed = np.empty_like(counts.cpu().numpy())
@@ -84,7 +86,7 @@ def generate_anndata(
         {"ensembl_id": [vocabulary.ensembl_ids[place] for place in places]},
         index=[vocabulary.symbols[place] for place in places],
     )
-    settings = {"task": "generate", "seed": seed, "num_steps": num_steps, "conditions": condition}
+    settings = {"task": "generate", "seed": seed, "conditions": condition} | asdict(options)
     return AnnData(sp.vstack(blocks, format="csr"), obs=obs, var=var, uns={"mdsc": settings | provenance(checkpoint)})
 
 

@@ -10,7 +10,7 @@ What is added to a copy of the AnnData, whose X, obs, var and other parts stay a
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,8 @@ from mdsc.errors import UserError
 from mdsc.sampling.conditions import cells_ids
 from mdsc.sampling.filled_layers import FilledLayers
 from mdsc.sampling.inpaint import fill
-from mdsc.sampling.loaded_model import cells_per_pass, check_num_steps, opened, predictor, provenance
+from mdsc.sampling.loaded_model import cells_per_pass, opened, predictor, provenance
+from mdsc.sampling.options import SamplerOptions
 from mdsc.sampling.progress import SamplingProgress
 
 if TYPE_CHECKING:
@@ -83,13 +84,13 @@ def inpaint_anndata(
     impute_zeros: bool = False,
     layer: str | None = None,
     condition: Mapping[str, str] | None = None,
-    num_steps: int = 32,
     seed: int = 0,
     batch_size: int | None = None,
     copy: bool = True,
     name: str = "the AnnData",
     say: Callable[[str], None] | None = None,
     show_progress: bool = False,
+    **sampling,
 ) -> "AnnData":
     """Hide counts of each cell and fill them in; see the top of this file for what the result holds.
 
@@ -104,16 +105,16 @@ def inpaint_anndata(
         layer: where the counts are: the name of a layer, or "raw" (the result then has the genes and the X of raw).
         condition: level of a condition for all cells, e.g. {"drug": "DMSO_TF"}; conditions that are not given come
             from the columns of obs that are named like the model's.
-        num_steps: forward passes that sampling takes. The means take one, and do not depend on it.
         seed: what is hidden and what is drawn in a cell depends on the seed, the cell's row and its visible counts.
         batch_size: cells at once; by default what suits the device. It changes no result but by rounding.
         copy: False adds to `adata` itself.
         name: what messages call the AnnData.
         say: told what is worth knowing, a line at a time, e.g. `print`.
         show_progress: draw a bar, if the output is a terminal.
+        sampling: fields of `SamplerOptions`, e.g. num_steps=64; the means take one pass, and depend on none of them.
     """
     hiding = Hiding.of(mask_ratio, impute_zeros, seed)
-    check_num_steps(num_steps)
+    options = SamplerOptions(**sampling)
     say = say or _say_nothing
     checkpoint = opened(checkpoint)
     cells = read_counts(adata, layer, name)
@@ -131,7 +132,7 @@ def inpaint_anndata(
 
     layers = FilledLayers(cells.counts.shape, columns)
     size = cells_per_pass(len(columns), batch_size, checkpoint.model.device)
-    with SamplingProgress("filling in", len(cells.obs), num_steps + 1, show=show_progress) as progress:
+    with SamplingProgress("filling in", len(cells.obs), options.num_steps + 1, show=show_progress) as progress:
         predict = progress.watch(predictor(checkpoint))
         for start in range(0, len(cells.obs), size):
             rows = slice(start, start + size)
@@ -147,7 +148,7 @@ def inpaint_anndata(
                 predict,
                 checkpoint.tokenizer,
                 evidence,
-                num_steps=num_steps,
+                options,
                 seed=seed,
                 device=checkpoint.model.device,
             )
@@ -165,7 +166,7 @@ def inpaint_anndata(
         "task": "impute_zeros" if impute_zeros else "inpaint",
         "mask_ratio": hiding.mask_ratio,
         "seed": seed,
-        "num_steps": num_steps,
+        **asdict(options),
         "counts": layer or "X",
         "conditions": dict(condition or {}),
         "conditions_from_obs": [name for name in ids if name not in (condition or {})],

@@ -7,10 +7,10 @@ python sample.py --checkpoint runs/a --num-cells 500 --condition drug=DMSO_TF --
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -23,6 +23,7 @@ from mdsc.sampling.anndata_inpainting import Hiding, inpaint_anndata
 from mdsc.sampling.conditions import condition_pairs
 from mdsc.sampling.held_out_cells import held_out_cells
 from mdsc.sampling.loaded_model import opened
+from mdsc.sampling.options import SamplerOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -49,8 +50,7 @@ class SampleConfig:
     """Text file with the genes of generated cells, one a line; by default all that the model knows."""
     condition: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """Conditions of all cells, as NAME=LEVEL; when filling in, others come from the input's obs."""
-    num_steps: int = 32
-    """Forward passes that sampling takes: more follow the model more closely."""
+    sampling: Annotated[SamplerOptions, tyro.conf.arg(name="")] = field(default_factory=SamplerOptions)
     seed: int = 0
     """Seeds what is hidden and what is drawn; a cell's draws depend on it and on the cell's row."""
     batch_size: int | None = None
@@ -87,7 +87,7 @@ def sample(config: SampleConfig) -> Path:
     started = time.monotonic()
     options = {
         "condition": condition,
-        "num_steps": config.num_steps,
+        **asdict(config.sampling),
         "seed": config.seed,
         "batch_size": config.batch_size,
         "show_progress": True,

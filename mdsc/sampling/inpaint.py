@@ -10,7 +10,8 @@ from torch import Tensor
 from mdsc.data.batch import CellBatch
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.diffusion.evidence import Evidence, Predict
-from mdsc.sampling.ancestral import ancestral
+from mdsc.sampling.ancestral import DEFAULTS, ancestral
+from mdsc.sampling.options import SamplerOptions
 
 MAX_LOGITS = 2**25
 """Logits (cells * genes * V) that the model computes at once: 128 MiB in float32, and a few times that in passing."""
@@ -30,24 +31,21 @@ def fill(
     predict: Predict,
     tokenizer: Tokenizer,
     evidence: Evidence,
+    options: SamplerOptions = DEFAULTS,
     *,
-    num_steps: int = 32,
-    grid: str = "cosine",
     seed: int = 0,
-    temperature: float = 1.0,
     max_logits: int = MAX_LOGITS,
     device: torch.device | str | None = None,
 ) -> Filled:
     """Sample the hidden counts of each cell, and their posterior means.
 
-    num_steps, grid, seed, temperature: see `ancestral`; the means depend on none of them.
+    options, seed: see `ancestral`; the means depend on none of them.
     max_logits: bound on cells * genes * V in a forward pass (but at least one cell); it changes no result.
     device: where the model is; results come back to where the evidence is.
     """
-    options = {"num_steps": num_steps, "grid": grid, "seed": seed, "temperature": temperature}
     size = cells_at_once(evidence, tokenizer, max_logits)
     return Filled(
-        _in_parts(lambda part: ancestral(predict, part, tokenizer, **options), evidence, size, device),
+        _in_parts(lambda part: ancestral(predict, part, tokenizer, options, seed=seed), evidence, size, device),
         _in_parts(lambda part: posterior_mean(predict, tokenizer, part), evidence, size, device),
     )
 
@@ -66,14 +64,12 @@ def generate(
     tokenizer: Tokenizer,
     gene_ids: Int[Tensor, " genes"],
     num_cells: int,
+    options: SamplerOptions = DEFAULTS,
     *,
     first_cell: int = 0,
     categories: Mapping[str, Int[Tensor, " cells"]] | None = None,
     vectors: Mapping[str, Float[Tensor, "cells _"]] | None = None,
-    num_steps: int = 32,
-    grid: str = "cosine",
     seed: int = 0,
-    temperature: float = 1.0,
     max_logits: int = MAX_LOGITS,
     device: torch.device | str | None = None,
 ) -> Int[Tensor, "cells genes"]:
@@ -92,9 +88,8 @@ def generate(
         categories=categories or {},
         vectors=vectors or {},
     )
-    options = {"num_steps": num_steps, "grid": grid, "seed": seed, "temperature": temperature}
     size = cells_at_once(nothing, tokenizer, max_logits)
-    return _in_parts(lambda part: ancestral(predict, part, tokenizer, **options), nothing, size, device)
+    return _in_parts(lambda part: ancestral(predict, part, tokenizer, options, seed=seed), nothing, size, device)
 
 
 def cells_at_once(cells: Evidence | CellBatch, tokenizer: Tokenizer, max_logits: int) -> int:

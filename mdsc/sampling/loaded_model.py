@@ -43,11 +43,6 @@ def cells_per_pass(num_genes: int, batch_size: int | None, device: torch.device)
     return batch_size
 
 
-def check_num_steps(num_steps: int) -> None:
-    if num_steps < 1:
-        raise UserError(f"--num-steps is {num_steps}; it takes 1 or more.")
-
-
 def provenance(checkpoint: Checkpoint) -> dict:
     """What uns['mdsc'] tells of the model, in types that h5ad keeps."""
     return {
