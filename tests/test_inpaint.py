@@ -10,9 +10,9 @@ from test_ancestral import example
 
 from mdsc.diffusion.corruption import hide_fraction
 from mdsc.diffusion.evidence import hide
-from mdsc.sampling.ancestral import ancestral
 from mdsc.sampling.inpaint import fill, generate, posterior_mean
 from mdsc.sampling.options import SamplerOptions
+from mdsc.sampling.samplers import draw_hidden
 
 FIVE = SamplerOptions(num_steps=5)
 
@@ -52,7 +52,7 @@ def test_memory_bound_changes_nothing(tokenizer):
         assert max(largest) <= max(max_logits, bound // 3)
     assert torch.equal(whole.sampled[evidence.visible], evidence.counts[evidence.visible])
     assert torch.equal(whole.mean[evidence.visible], evidence.counts[evidence.visible].float())
-    assert torch.equal(whole.sampled, ancestral(predict, evidence, tokenizer, FIVE, seed=2))
+    assert torch.equal(whole.sampled, draw_hidden(predict, evidence, tokenizer, FIVE, seed=2))
 
 
 def test_mean_does_not_depend_on_seed_or_steps():

@@ -1,7 +1,6 @@
 """New cells as an AnnData: counts drawn from the model with nothing known but conditions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +85,7 @@ def generate_anndata(
         {"ensembl_id": [vocabulary.ensembl_ids[place] for place in places]},
         index=[vocabulary.symbols[place] for place in places],
     )
-    settings = {"task": "generate", "seed": seed, "conditions": condition} | asdict(options)
+    settings = {"task": "generate", "seed": seed, "conditions": condition} | options.record()
     return AnnData(sp.vstack(blocks, format="csr"), obs=obs, var=var, uns={"mdsc": settings | provenance(checkpoint)})
 
 

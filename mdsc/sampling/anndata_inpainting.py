@@ -10,7 +10,7 @@ What is added to a copy of the AnnData, whose X, obs, var and other parts stay a
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,7 +166,7 @@ def inpaint_anndata(
         "task": "impute_zeros" if impute_zeros else "inpaint",
         "mask_ratio": hiding.mask_ratio,
         "seed": seed,
-        **asdict(options),
+        **options.record(),
         "counts": layer or "X",
         "conditions": dict(condition or {}),
         "conditions_from_obs": [name for name in ids if name not in (condition or {})],

@@ -10,8 +10,8 @@ from torch import Tensor
 from mdsc.data.batch import CellBatch
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.diffusion.evidence import Evidence, Predict
-from mdsc.sampling.ancestral import DEFAULTS, ancestral
-from mdsc.sampling.options import SamplerOptions
+from mdsc.sampling.options import DEFAULTS, SamplerOptions
+from mdsc.sampling.samplers import draw_hidden
 
 MAX_LOGITS = 2**25
 """Logits (cells * genes * V) that the model computes at once: 128 MiB in float32, and a few times that in passing."""
@@ -39,13 +39,13 @@ def fill(
 ) -> Filled:
     """Sample the hidden counts of each cell, and their posterior means.
 
-    options, seed: see `ancestral`; the means depend on none of them.
+    options, seed: see `draw_hidden`; the means depend on none of them.
     max_logits: bound on cells * genes * V in a forward pass (but at least one cell); it changes no result.
     device: where the model is; results come back to where the evidence is.
     """
     size = cells_at_once(evidence, tokenizer, max_logits)
     return Filled(
-        _in_parts(lambda part: ancestral(predict, part, tokenizer, options, seed=seed), evidence, size, device),
+        _in_parts(lambda part: draw_hidden(predict, part, tokenizer, options, seed=seed), evidence, size, device),
         _in_parts(lambda part: posterior_mean(predict, tokenizer, part), evidence, size, device),
     )
 
@@ -89,7 +89,7 @@ def generate(
         vectors=vectors or {},
     )
     size = cells_at_once(nothing, tokenizer, max_logits)
-    return _in_parts(lambda part: ancestral(predict, part, tokenizer, options, seed=seed), nothing, size, device)
+    return _in_parts(lambda part: draw_hidden(predict, part, tokenizer, options, seed=seed), nothing, size, device)
 
 
 def cells_at_once(cells: Evidence | CellBatch, tokenizer: Tokenizer, max_logits: int) -> int:
