@@ -21,6 +21,7 @@ class Stream(IntEnum):
     REVEAL = 3  # which positions a sampler fills in now
     TOKEN = 4  # and with what
     DROPOUT = 5  # which features a layer drops
+    BLOCK = 6  # which genes a backbone sees together
 
 
 def keyed_uniform(*keys: int | Tensor, after: int | Tensor = 0) -> Float64[Tensor, "..."]:
