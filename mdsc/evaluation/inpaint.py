@@ -68,8 +68,9 @@ class InpaintResult:
     def to_json(self) -> dict:
         """{"model": {ratio: metrics}, "baselines": {name: {ratio: metrics}}, "comparison": {ratio: ...}}; NaN is null.
 
-        Metrics have their names of `metrics`, "standard_error" (bootstrap over cells) under the same names, and the
-        "zero_rate" by decile of gene expression. The comparison is of the model with the baseline of lowest nll.
+        Metrics have their names of `metrics`, "standard_error" (bootstrap over cells) under the same names, the
+        "zero_rate" by decile of gene expression and "calibration" (see `mdsc.evaluation.calibration`). The comparison
+        is of the model with the baseline of lowest nll.
         """
         report: dict = {MODEL: {}, "baselines": {}, "comparison": {}}
         for ratio, by_name in self.scores.items():
@@ -80,6 +81,7 @@ class InpaintResult:
                     **_finite(scores.metrics()),
                     "standard_error": _finite(scores.standard_errors()),
                     "zero_rate": {"predicted": _finite(predicted), "observed": _finite(observed)},
+                    "calibration": _calibration(scores),
                 }
             if comparison := self.comparison(ratio):
                 name, difference, error = comparison
@@ -188,8 +190,13 @@ def _hidden_in_training(train: TrainingCells, ratio: float, seed: int) -> np.nda
     return torch.cat(parts).numpy()
 
 
+def _calibration(scores: CellScores) -> dict:
+    values, errors = scores.calibration_metrics()
+    return {group: {**_finite(values[group]), "standard_error": _finite(errors[group])} for group in values}
+
+
 def _finite(values):
     """As plain numbers, with None for NaN, which JSON does not have."""
     if isinstance(values, dict):
-        return dict(zip(values, _finite(values.values()), strict=True))
-    return [float(value) if np.isfinite(value) else None for value in values]
+        return {name: _finite([value])[0] for name, value in values.items()}
+    return [_finite(value) if np.ndim(value) else float(value) if np.isfinite(value) else None for value in values]

@@ -28,7 +28,7 @@ from mdsc.evaluation.cell_sources import SourceCells, read_h5ad, read_shards
 from mdsc.evaluation.inpaint import HeldOutCells, ModelPredictor, check_mask_ratio, score_inpainting
 from mdsc.evaluation.plots import save_report
 from mdsc.evaluation.predictor import TrainingCells
-from mdsc.evaluation.table import scores_table, verdicts
+from mdsc.evaluation.table import calibration_table, scores_table, verdicts
 from mdsc.evaluation.unmasking import unmask_one_cell
 
 MOST_TRAINING_COUNTS = 40_000_000
@@ -117,6 +117,7 @@ def inpaint(config: InpaintConfig) -> dict:
         say=console.print,
     )
     console.print(scores_table(result), soft_wrap=False)
+    console.print(calibration_table(result), soft_wrap=False)
     for sentence in verdicts(result):
         console.print(sentence)
 

@@ -23,6 +23,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Integer
 from scipy.stats import rankdata
 
+from mdsc.evaluation.calibration import Calibration, calibration_of
+
 NUM_DECILES = 10
 LOWER_IS_BETTER = {
     "nll": True,
@@ -53,10 +55,12 @@ class CellScores:
     decile_positions: Float64[np.ndarray, "cells deciles"]
     zeros_predicted: Float64[np.ndarray, "cells deciles"]
     zeros_observed: Float64[np.ndarray, "cells deciles"]
+    calibration: Calibration
 
     @classmethod
     def concatenated(cls, parts: list["CellScores"]) -> "CellScores":
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in cls._arrays()}
+        return cls(**joined, calibration=Calibration.concatenated([part.calibration for part in parts]))
 
     def __add__(self, other: "CellScores") -> "CellScores":
         """Scores of the same cells, hidden twice."""
@@ -70,6 +74,18 @@ class CellScores:
         draws = self._weighted(bootstrap_weights(len(self.nll), num_draws))
         return {name: float(np.std(value, ddof=1)) for name, value in draws.items()}
 
+    def calibration_metrics(self, num_draws: int = 200) -> tuple[dict, dict]:
+        """{group: {metric: value}} of `Calibration`, and the standard errors of the same (bootstrap over cells)."""
+        values = self.calibration.weighted(np.ones((1, len(self.nll))))
+        draws = self.calibration.weighted(bootstrap_weights(len(self.nll), num_draws))
+        return (
+            {group: {name: value[0] for name, value in of_group.items()} for group, of_group in values.items()},
+            {
+                group: {name: np.std(value, axis=0, ddof=1) for name, value in of_group.items()}
+                for group, of_group in draws.items()
+            },
+        )
+
     def zero_rates(self) -> tuple[Float64[np.ndarray, " deciles"], Float64[np.ndarray, " deciles"]]:
         """Predicted and observed share of zeros among the hidden positions of each decile of genes; NaN without any."""
         positions = self.decile_positions.sum(axis=0)
@@ -79,7 +95,7 @@ class CellScores:
         )
 
     def _weighted(self, weights: Float64[np.ndarray, "draws cells"]) -> dict[str, Float64[np.ndarray, " draws"]]:
-        total = {field.name: weights @ getattr(self, field.name) for field in fields(self)}
+        total = {name: weights @ getattr(self, name) for name in self._arrays()}
         positions = total["positions"]
         zero_gap = np.abs(total["zeros_predicted"] - total["zeros_observed"])
         gap = np.abs(total["zeros_predicted"].sum(axis=1) - total["zeros_observed"].sum(axis=1))
@@ -97,6 +113,10 @@ class CellScores:
         if self.nll_within_token.any():
             metrics["nll_counts"] = _ratio(total["nll"] + total["nll_within_token"], positions)
         return metrics
+
+    @classmethod
+    def _arrays(cls) -> list[str]:
+        return [field.name for field in fields(cls) if field.name != "calibration"]
 
 
 def score_cells(
@@ -148,6 +168,7 @@ def score_cells(
         decile_positions=per_decile(np.ones(len(cell))),
         zeros_predicted=per_decile(p[:, 0]),
         zeros_observed=per_decile(~is_nonzero),
+        calibration=calibration_of(p, cell, count, table, mean),
     )
 
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from mdsc.evaluation.calibration import GROUPS
 from mdsc.evaluation.inpaint import MODEL, InpaintResult
 from mdsc.evaluation.metrics import LOWER_IS_BETTER
 
@@ -55,6 +56,50 @@ def scores_table(result: InpaintResult) -> "Table":
                 end_section=place == len(metrics) - 1,
             )
     return table
+
+
+CALIBRATION_HEADINGS = {
+    "coverage_50": "50%",
+    "coverage_90": "90%",
+    "pit_error": "pit error ↓",
+    "interval_90_width": "width",
+}
+CALIBRATION_CAPTION = (
+    "Share of the PIT in its central 50% and 90%, which right laws have on average; pit error: its largest distance "
+    "from uniform; width: of the plain 90% interval, in counts. E>=1: only where the predictor expects 1 or more"
+)
+
+
+def calibration_table(result: InpaintResult) -> "Table":
+    """Whether intervals cover what they should: over all hidden positions, and where 1 or more is expected."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, caption=CALIBRATION_CAPTION, caption_justify="left", padding=(0, 1))
+    table.add_column("hidden", justify="right")
+    table.add_column("predictor")
+    for prefix in ("", "E>=1 "):
+        for heading in CALIBRATION_HEADINGS.values():
+            table.add_column(f"{prefix}{heading}", justify="right", no_wrap=True)
+    columns = [(group, metric) for group in GROUPS for metric in CALIBRATION_HEADINGS]
+    for ratio, by_name in result.scores.items():
+        names = sorted(by_name, key=lambda name: by_name[name].metrics()["nll"])
+        for place, name in enumerate(names):
+            values = by_name[name].calibration_metrics()[0]
+            table.add_row(
+                f"{ratio:.0%}" if place == 0 else "",
+                name,
+                *(calibration_text(metric, values[group][metric]) for group, metric in columns),
+                style="bold cyan" if name == MODEL else "",
+                end_section=place == len(names) - 1,
+            )
+    return table
+
+
+def calibration_text(metric: str, value: float) -> str:
+    if value != value:
+        return "n/a"
+    return f"{value:.1%}" if "coverage" in metric else f"{value:.2f}" if "width" in metric else f"{value:.4f}"
 
 
 def verdicts(result: InpaintResult) -> list[str]:
