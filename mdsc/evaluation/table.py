@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mdsc.evaluation.calibration import GROUPS
 from mdsc.evaluation.inpaint import MODEL, InpaintResult
 from mdsc.evaluation.metrics import LOWER_IS_BETTER
@@ -20,7 +22,7 @@ HEADINGS = {
 }
 CAPTION = (
     "Hidden positions only. nll: nats per gene ± standard error; acc: accuracy; mae: of log1p(mean count); "
-    "rho: Spearman; zeros: error of the zero rate; x>0: where the true count is above 0. * best"
+    "rho: Spearman; zeros: error of the zero rate; x>0: where the true count is above 0. n/a: says no law. * best"
 )
 
 
@@ -38,12 +40,16 @@ def scores_table(result: InpaintResult) -> "Table":
         metrics = {name: scores.metrics() for name, scores in by_name.items()}
         errors = {name: scores.standard_errors() for name, scores in by_name.items()}
         best = {
-            metric: (min if LOWER_IS_BETTER[metric] else max)(row[metric] for row in metrics.values())
+            metric: (np.nanmin if LOWER_IS_BETTER[metric] else np.nanmax)([row[metric] for row in metrics.values()])
             for metric in HEADINGS
         }
-        for place, name in enumerate(sorted(metrics, key=lambda name: metrics[name]["nll"])):
+        # Those that have no likelihood come last: inf, as NaN has no place in an order.
+        for place, name in enumerate(sorted(metrics, key=lambda name: np.nan_to_num(metrics[name]["nll"], nan=np.inf))):
             cells = []
             for metric in HEADINGS:
+                if np.isnan(metrics[name][metric]):
+                    cells.append("n/a  ")
+                    continue
                 text = f"{metrics[name][metric]:.4f}"
                 if metric == "nll":
                     text += f" ± {errors[name][metric]:.4f}"
@@ -83,7 +89,8 @@ def calibration_table(result: InpaintResult) -> "Table":
             table.add_column(f"{prefix}{heading}", justify="right", no_wrap=True)
     columns = [(group, metric) for group in GROUPS for metric in CALIBRATION_HEADINGS]
     for ratio, by_name in result.scores.items():
-        names = sorted(by_name, key=lambda name: by_name[name].metrics()["nll"])
+        laws = (name for name, scores in by_name.items() if scores.calibration is not None)
+        names = sorted(laws, key=lambda name: by_name[name].metrics()["nll"])
         for place, name in enumerate(names):
             values = by_name[name].calibration_metrics()[0]
             table.add_row(
