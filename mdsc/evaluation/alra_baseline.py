@@ -4,7 +4,6 @@ low-rank matrix of log-normalised counts of which small values are zeros. Writte
 
 import numpy as np
 from jaxtyping import Float, Float32
-from sklearn.utils.extmath import randomized_svd
 
 from mdsc.evaluation.predictor import AskedCells, TrainingCells, Visible
 from mdsc.evaluation.visible_matrix import FilledMatrix, VisibleMatrix
@@ -28,6 +27,8 @@ def alra(values: Float32[np.ndarray, "cells genes"], rank: int | None = None) ->
     Low-rank values below a gene's threshold become zero; the others get the mean and the deviation of the gene's
     nonzero values; where a value was above zero and would no longer be, it stays what it was.
     """
+    from sklearn.utils.extmath import randomized_svd
+
     most = max(1, min(MOST_RANKS, min(values.shape) - 1))
     u, singular, vt = randomized_svd(values, most, n_iter=4, random_state=0)
     rank = chosen_rank(singular) if rank is None else rank

@@ -4,7 +4,7 @@ NB(k; mu, theta) has mean mu and variance mu + mu^2 / theta.
 """
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64, Integer
 from scipy.special import betainc, gammaln
 
 from mdsc.data.tokenizers import CountTokenizer
@@ -47,8 +47,8 @@ def token_masses(
 
 def fitted_dispersions(
     means: Float[np.ndarray, "cells genes"],
-    counts: Float[np.ndarray, "cells genes"],
-    scored: np.ndarray,
+    counts: Integer[np.ndarray, "cells genes"],
+    scored: Bool[np.ndarray, "cells genes"],
 ) -> Float64[np.ndarray, " genes"]:
     """theta of each gene of greatest likelihood, given the means of the positions (cells, genes) that are `scored`.
 

@@ -15,7 +15,7 @@ from mdsc.diffusion.evidence import Evidence
 from mdsc.evaluation.predictor import AskedCells, ExpectedCounts, TrainingCells, Visible
 
 PRIOR_COUNTS = 5.0
-"""Weight, in expected counts, of the ratio of all genes in a gene's own ratio of true to denoised counts."""
+"""Weight, in true counts, of the ratio of all genes in a gene's own ratio of true to denoised counts."""
 PER = 1e4
 
 
@@ -70,7 +70,7 @@ class VisibleMatrix:
         said = (self.to_counts(denoised, rows) * hidden).sum(axis=0, dtype=np.float64)
         true = (self.train.counts[rows] * hidden).sum(axis=0, dtype=np.float64)
         overall = true.sum() / max(said.sum(), 1e-9)
-        return ((true + PRIOR_COUNTS * overall) / (said + PRIOR_COUNTS)).astype(np.float32)
+        return ((true + PRIOR_COUNTS) / (said + PRIOR_COUNTS / max(overall, 1e-9))).astype(np.float32)
 
     def filled(self, denoised: Float[np.ndarray, "cells genes"]) -> FilledMatrix:
         """The answer that a whole denoised matrix of log-normalised values holds."""
