@@ -82,7 +82,8 @@ def main(config: StepConfig) -> None:
 
         model = ModelPredictor(predict, checkpoint.tokenizer)
         result = {"impute": {"model": seconds_to_impute(model, cells, config.seed)}}
-        scored = score_inpainting(cells.held_out(cells.test), cells.tokenizer, (RATIO,), model=model, seed=config.seed)
+        held_out = cells.held_out(cells.test)
+        scored = score_inpainting(held_out, cells.tokenizer, (RATIO,), model=model, seed=config.seed, calibrated=False)
     else:
         result, scored = baseline(config, cells)
     result["scores"] = by_predictor(scored)
@@ -114,6 +115,7 @@ def baseline(config: StepConfig, cells: Cells) -> tuple[dict, InpaintResult]:
         fitted=fitted,
         fit_to_asked=fits,
         seed=config.seed,
+        calibrated=False,
         say=lambda text: print(text, flush=True),
     )
     return {"fit": fit_seconds, "impute": impute}, scored
