@@ -141,6 +141,7 @@ def help_text() -> str:
             "loader.py",
             "train_step.py",
             "backbones.py",
+            "transcriptome.py",
             "kill_resume.py",
             "gpu.py",
         )

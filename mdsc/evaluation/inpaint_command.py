@@ -26,9 +26,10 @@ from mdsc.data.shard_mixture import open_shards
 from mdsc.errors import UserError
 from mdsc.evaluation.cell_sources import SourceCells, read_h5ad, read_shards
 from mdsc.evaluation.inpaint import HeldOutCells, ModelPredictor, check_mask_ratio, score_inpainting
+from mdsc.evaluation.optional_baselines import check_optional, fit_optional, optional_fits
 from mdsc.evaluation.plots import save_report
 from mdsc.evaluation.predictor import TrainingCells
-from mdsc.evaluation.table import scores_table, verdicts
+from mdsc.evaluation.table import calibration_table, scores_table, verdicts
 from mdsc.evaluation.unmasking import unmask_one_cell
 
 MOST_TRAINING_COUNTS = 40_000_000
@@ -59,6 +60,9 @@ class InpaintConfig:
     """Cells scored at most, drawn evenly."""
     pooled_steps: int = 3000
     """Optimiser steps of the attention-free `pooled` baseline; 0 leaves it out."""
+    baselines: tuple[str, ...] = ()
+    """Published methods beside the plain baselines: scvi, magic, alra (pip install 'mdsc[baselines]'). They take
+    minutes; scvi trains a network, and another one for each mask ratio and repeat."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -99,6 +103,10 @@ def inpaint(config: InpaintConfig) -> dict:
             max_steps=config.pooled_steps,
         )
 
+    if train_cells is not None and config.baselines:
+        console.print(f"fitting {', '.join(config.baselines)} beside the plain baselines")
+        fitted |= fit_optional(config.baselines, train_cells, seed=config.seed)
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = checkpoint.model.to(device)
 
@@ -112,11 +120,13 @@ def inpaint(config: InpaintConfig) -> dict:
         model=ModelPredictor(predict, checkpoint.tokenizer, device),
         train=train_cells,
         fitted=fitted,
+        fit_to_asked=optional_fits(config.baselines, seed=config.seed),
         seed=config.seed,
         repeats=config.repeats,
         say=console.print,
     )
     console.print(scores_table(result), soft_wrap=False)
+    console.print(calibration_table(result), soft_wrap=False)
     for sentence in verdicts(result):
         console.print(sentence)
 
@@ -144,6 +154,7 @@ def _check(config: InpaintConfig) -> None:
     for flag, number in (("--repeats", config.repeats), ("--max-cells", config.max_cells)):
         if number < 1:
             raise UserError(f"{flag} is {number}; it takes 1 or more.")
+    check_optional(config.baselines)
     if config.pooled_steps < 0:
         raise UserError(f"--pooled-steps is {config.pooled_steps}; it takes 0 (leave pooled out) or more.")
     if config.report is not None and config.report.suffix.lower() != ".png":
@@ -206,6 +217,7 @@ def _settings(
         "mask_ratios": list(config.mask_ratios),
         "seed": config.seed,
         "repeats": config.repeats,
+        "baselines": list(config.baselines),
         "cells": test.counts.shape[0],
         "training_cells": 0 if train is None else train.counts.shape[0],
         "genes": len(places),
