@@ -38,6 +38,7 @@ MAY_IMPORT = {
 ONLY_IN = {"accelerate": "training", "wandb": "training", "psutil": "training", "scanpy": "prep"}
 # Imported inside the functions that use them: each takes a second or is not always installed.
 LOCAL = {"anndata", "datasets", "diffusers", "h5py", "matplotlib", "numba", "pandas", "scanpy", "sklearn", "wandb"}
+LOCAL |= {"jinja2", "ot"}
 # What a machine that only trains or samples need not have.
 NOT_FOR_THE_MODEL = LOCAL | {"accelerate", "beartype", "psutil", "rich", "tyro"}
 NOT_FOR_TRAINING = {"anndata", "beartype", "datasets", "diffusers", "h5py", "numba", "scanpy", "tyro", "wandb"}
@@ -146,8 +147,9 @@ def distributions(requirements: list[str]) -> set[str]:
 
 def test_what_is_imported_is_what_pyproject_names():
     optional = project()["optional-dependencies"]
-    named = distributions(project()["dependencies"] + optional["demo"] + optional["fast"] + optional["wandb"])
-    providers = importlib.metadata.packages_distributions()
+    extras = [name for extra in ("demo", "fast", "eval", "wandb") for name in optional[extra]]
+    named = distributions(project()["dependencies"] + extras)
+    providers = {"ot": ["POT"]} | importlib.metadata.packages_distributions()  # its module has another name
     imported = {_top(found) for found in imports() if not found.for_types} - sys.stdlib_module_names - {"mdsc", "h5py"}
     used = {module: distributions(providers.get(module, [module])) for module in imported}  # h5py comes with anndata
     assert not [module for module, found in used.items() if not found & named], "imported, but not in pyproject.toml"
