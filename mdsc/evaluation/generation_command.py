@@ -33,7 +33,7 @@ class GenerateConfig:
     generated: Path
     """h5ad file of generated cells, e.g. what sample.py --num-cells writes."""
     train: Path | None = None
-    """h5ad file of the training cells: for the space, the baselines and the check for copies. By default half of the
+    """h5ad file of the training cells: for the space, the baselines and the check for copies. By default a third of the
     real cells stand for them."""
     layer: str | None = None
     """Where the counts of the real and training cells are: the name of a layer, or "raw"; by default X."""
@@ -140,7 +140,7 @@ def _settings(
     return {
         "real": real.name,
         "generated": generated.name,
-        "train": train.name if config.train is not None else f"half of {real.name}",
+        "train": train.name if config.train is not None else f"a third of {real.name}",
         "real_cells": real.counts.shape[0],
         "generated_cells": generated.counts.shape[0],
         "training_cells": train.counts.shape[0],

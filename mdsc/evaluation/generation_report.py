@@ -66,7 +66,7 @@ def generation_report(
 
 def _components(sets: Mapping[str, sp.csr_matrix], train: sp.csr_matrix) -> ReportImage:
     space = ExpressionSpace.fit(train, num_components=4)
-    figure = new_figure(10, 4.4)
+    figure = new_figure(10.0, 4.4)
     panels = figure.subplots(1, 2)
     for axes, (a, b) in zip(panels, ((0, 1), (2, 3)), strict=True):
         for name in ("real", "generated"):
@@ -84,7 +84,7 @@ def _components(sets: Mapping[str, sp.csr_matrix], train: sp.csr_matrix) -> Repo
 
 def _genes(sets: Mapping[str, sp.csr_matrix]) -> ReportImage:
     moments = {name: gene_moments(counts) for name, counts in sets.items()}
-    figure = new_figure(10, 3.7)
+    figure = new_figure(10.0, 3.7)
     titles = {"mean": "log1p of mean count", "variance": "log1p of variance", "zero_rate": "share of zeros"}
     for axes, (moment, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         true = moments["real"][moment]
@@ -103,7 +103,7 @@ def _genes(sets: Mapping[str, sp.csr_matrix]) -> ReportImage:
 
 
 def _depths(sets: Mapping[str, sp.csr_matrix]) -> ReportImage:
-    figure = new_figure(10, 3.2)
+    figure = new_figure(10.0, 3.2)
     panels = figure.subplots(1, 2)
     for name, counts in sets.items():
         depth = np.asarray(counts.sum(axis=1)).ravel()
