@@ -38,9 +38,9 @@ MAY_IMPORT = {
 ONLY_IN = {"accelerate": "training", "wandb": "training", "psutil": "training", "scanpy": "prep"}
 # Imported inside the functions that use them: each takes a second or is not always installed.
 LOCAL = {"anndata", "datasets", "diffusers", "h5py", "matplotlib", "numba", "pandas", "scanpy", "sklearn", "wandb"}
-LOCAL |= {"lightning", "magic", "scvi"}
-# Modules whose package has another name, and may not be installed: the extra `baselines`.
-IN_BASELINES = {"scvi": ["scvi-tools"], "lightning": ["scvi-tools"], "magic": ["magic-impute"]}
+LOCAL |= {"jinja2", "lightning", "magic", "ot", "scvi"}
+# Modules whose package has another name, and may not be installed: of the extras `baselines` and `eval`.
+OPTIONAL = {"scvi": ["scvi-tools"], "lightning": ["scvi-tools"], "magic": ["magic-impute"], "ot": ["POT"]}
 # What a machine that only trains or samples need not have.
 NOT_FOR_THE_MODEL = LOCAL | {"accelerate", "beartype", "psutil", "rich", "tyro"}
 NOT_FOR_TRAINING = {"anndata", "beartype", "datasets", "diffusers", "h5py", "numba", "scanpy", "tyro", "wandb"}
@@ -149,9 +149,9 @@ def distributions(requirements: list[str]) -> set[str]:
 
 def test_what_is_imported_is_what_pyproject_names():
     optional = project()["optional-dependencies"]
-    extras = [name for extra in ("baselines", "demo", "fast", "wandb") for name in optional[extra]]
+    extras = [name for extra in ("baselines", "demo", "eval", "fast", "wandb") for name in optional[extra]]
     named = distributions(project()["dependencies"] + extras)
-    providers = importlib.metadata.packages_distributions() | IN_BASELINES
+    providers = importlib.metadata.packages_distributions() | OPTIONAL
     imported = {_top(found) for found in imports() if not found.for_types} - sys.stdlib_module_names - {"mdsc", "h5py"}
     used = {module: distributions(providers.get(module, [module])) for module in imported}  # h5py comes with anndata
     assert not [module for module, found in used.items() if not found & named], "imported, but not in pyproject.toml"

@@ -26,7 +26,7 @@ SHORTENED = {
 }
 # Files that the commands write or that a user brings, and so are not in the repository.
 NOT_OURS = re.compile(
-    r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.png|\w+\.h5ad)$|^config\.json$|^shared/"
+    r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.(png|html)|\w+\.h5ad)$|^config\.json$|^shared/"
     r"|^train-\d+-of-|_metadata\.parquet$"  # Tahoe's
 )
 ACCELERATE = {
@@ -120,6 +120,8 @@ def help_text() -> str:
             "train",
             "sample",
             "evaluate inpaint",
+            "evaluate generate",
+            "evaluate embed",
             "validate",
             "prepare h5ad",
             "prepare tahoe",
@@ -136,6 +138,7 @@ def help_text() -> str:
         ).stdout
         for name in (
             "inpaint.py",
+            "calibration.py",
             "ablations.py",
             "prepare.py",
             "loader.py",

@@ -29,6 +29,7 @@ from mdsc.evaluation.inpaint import HeldOutCells, ModelPredictor, check_mask_rat
 from mdsc.evaluation.optional_baselines import check_optional, fit_optional, optional_fits
 from mdsc.evaluation.plots import save_report
 from mdsc.evaluation.predictor import TrainingCells
+from mdsc.evaluation.report import check_report_path
 from mdsc.evaluation.table import calibration_table, scores_table, verdicts
 from mdsc.evaluation.unmasking import unmask_one_cell
 
@@ -51,7 +52,7 @@ class InpaintConfig:
     json: Path | None = None
     """File for all scores, as JSON."""
     report: Path | None = None
-    """PNG file for a picture of them."""
+    """HTML file that holds all of it, with pictures, to be read anywhere; or a PNG file for a picture alone."""
     seed: int = 0
     """Seeds what is hidden."""
     repeats: int = 1
@@ -140,7 +141,13 @@ def inpaint(config: InpaintConfig) -> dict:
             predict, checkpoint.tokenizer, cells, max(config.mask_ratios), seed=config.seed, device=device
         )
         title = f"{checkpoint_name(folder)}: {cells.counts.shape[0]:,} held-out cells x {len(places):,} genes"
-        save_report(config.report, result, metrics_file=folder / "metrics.jsonl", unmasking=unmasking, title=title)
+        pictures = {"metrics_file": folder / "metrics.jsonl", "unmasking": unmasking, "title": title}
+        if config.report.suffix.lower() == ".png":
+            save_report(config.report, result, **pictures)
+        else:
+            from mdsc.evaluation.inpaint_report import inpaint_report
+
+            inpaint_report(result, scores["settings"], **pictures).save(config.report)
         console.print(f"wrote {config.report}")
     return scores
 
@@ -157,8 +164,7 @@ def _check(config: InpaintConfig) -> None:
     check_optional(config.baselines)
     if config.pooled_steps < 0:
         raise UserError(f"--pooled-steps is {config.pooled_steps}; it takes 0 (leave pooled out) or more.")
-    if config.report is not None and config.report.suffix.lower() != ".png":
-        raise UserError(f"--report: {config.report} does not end in .png.")
+    check_report_path(config.report, [".png", ".html"])
 
 
 def _read_cells(config: InpaintConfig, checkpoint: Checkpoint, say) -> tuple[SourceCells, SourceCells | None]:
