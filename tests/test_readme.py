@@ -147,6 +147,7 @@ def help_text() -> str:
             "transcriptome.py",
             "kill_resume.py",
             "gpu.py",
+            "sampling.py",
         )
     ]
     return text.getvalue() + "".join(benchmarks)
