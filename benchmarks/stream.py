@@ -19,8 +19,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import tyro
-from prepare import BenchmarkConfig as SimulatedCells
 from prepare import SECONDS_BETWEEN_LOOKS, resident, sparse_counts
+from prepare import BenchmarkConfig as SimulatedCells
 from real_cells import ROOT
 from result_tables import ResultTable, write_markdown
 
