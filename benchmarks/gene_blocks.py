@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
             beside.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if config.markdown is not None:
         introduction = (
-            f"nll: nats per hidden count, {config.mask_ratio:.0%} hidden, one pass; CPU seconds of one thread."
+            f"nll: nats per hidden count, {config.mask_ratio:.0%} hidden, one pass. s: CPU seconds of one thread."
         )
         write_markdown(config.markdown, "Blocks of genes", introduction, tables)
 
@@ -127,7 +127,7 @@ def table(name: str, ways: dict[str, dict], config: BlocksConfig) -> ResultTable
         "cells",
         "nll",
         f"difference from {reference}",
-        "nll of nonzero counts",
+        "nll of nonzeros",
         "p(0) too high by",
         "s/cell",
     )

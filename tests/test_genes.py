@@ -47,7 +47,7 @@ def test_match_tells_of_duplicates_and_of_strangers(vocabulary):
 def test_a_few_names_in_common_by_chance_are_another_species_too():
     human = [f"GENE{number}" for number in range(40)]
     mouse = [name.title() for name in human]
-    with pytest.raises(UserError, match="cells has 2 genes in common .* 40 match but for capitals: is it another"):
+    with pytest.raises(UserError, match=r"cells has 2 genes in common .* 40 match but for capitals: is it another"):
         GeneVocabulary.of(human).match([*human[:2], *mouse[2:]], "cells")
     with pytest.raises(UserError, match="40 match but for capitals"):
         GeneVocabulary.of(mouse).match(human)
