@@ -1,4 +1,4 @@
-"""What `sample.py` adds beside the first draw and the means: draws, spread, quantiles; and what becomes of the input."""
+"""What `sample.py` adds beside a draw and the means: more draws, spread, quantiles; and what becomes of the input."""
 
 from pathlib import Path
 
@@ -181,5 +181,5 @@ def test_a_wide_dense_file_is_read_in_parts(checkpoint: Path, tmp_path: Path, mo
 
 
 def test_a_keyword_that_is_no_option():
-    with pytest.raises(TypeError, match="there is no option num_step; the options are batch_size, .*num_steps"):
+    with pytest.raises(TypeError, match=r"there is no option num_step; the options are batch_size, .*num_steps"):
         inpaint_anndata(tiny_checkpoint(GENES), cells(), mask_ratio=0.5, num_step=3)
