@@ -72,13 +72,14 @@ def test_what_a_pass_takes_is_known(shape: dict, cells: int, genes: int, block: 
         [sys.executable, "-c", MEASURED, task], env=env, capture_output=True, text=True, check=True
     )  # fmt: skip
     taken, told = map(int, done.stdout.split())
-    assert 0.3 * told < taken <= told
+    assert 0.2 * told < taken <= told
 
 
 def test_memory_does_not_grow_with_the_cells(tmp_path: Path, monkeypatch):
     """Every array of numpy is counted; with all layers dense or in draws, as many bytes a cell as there can be."""
     checkpoint = save_tiny_checkpoint(tmp_path / "run", GENES)
     monkeypatch.setattr(finished_cells, "MAX_BYTES", 100_000)
+    monkeypatch.setattr("mdsc.sampling.anndata_inpainting.READ_POSITIONS", 2000)
     peaks = []
     for number in (100, 300, 900):
         obs = pd.DataFrame(index=[f"c{row}" for row in range(number)])
