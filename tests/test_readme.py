@@ -146,6 +146,9 @@ def help_text() -> str:
             "backbones.py",
             "transcriptome.py",
             "kill_resume.py",
+            "gene_blocks.py",
+            "mean_floor.py",
+            "stream.py",
             "gpu.py",
             "sampling.py",
         )

@@ -74,7 +74,7 @@ class Inpainting:
         places = checkpoint.vocabulary.match_var(source.var, source.name)
         ids = cells_ids(checkpoint.model.config.condition_levels or {}, source.obs, condition, say)
         columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
-        size = pass_size(checkpoint, len(columns), passes)
+        size = pass_size(checkpoint, len(columns), passes, all_genes=len(source.var))
         say(_described(source, places, checkpoint))
         say(hiding.said(len(columns)))
         hiding.check(len(columns))
