@@ -173,6 +173,7 @@ def recorded(counts, name, tokenizer="count", repeats=1):
     return said, {row: scores.metrics() for row, scores in result.scores[0.5].items()}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [installed("alra"), installed("magic"), installed("scvi")])
 def test_hidden_counts_never_matter_bit_for_bit(name, request):

@@ -21,8 +21,8 @@ LEARNING_RATE = 2e-3
 def train_scvi(counts: sp.csr_matrix, *, seed: int = 0) -> "SCVI":
     """Train on counts (cells, genes) until the bound of the validation cells, a tenth of them, no longer improves; the
     weights are those of the best epoch. Everything else is as scvi-tools has it by default (10 latent dimensions, a
-    hidden layer of 128), but for the learning rate and for plain negative binomials, which suit molecule counts better
-    than zero-inflated ones. On the CPU, so that its time can be compared.
+    hidden layer of 128), but for the learning rate and for negative binomials without zero inflation (Svensson 2020,
+    "Droplet scRNA-seq is not zero-inflated"). On the CPU, so that its time can be compared.
     """
     import pandas as pd
     from anndata import AnnData
