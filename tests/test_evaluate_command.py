@@ -70,7 +70,7 @@ def test_without_arguments_the_newest_run_and_its_shards_are_taken(folder, monke
 def test_published_methods_are_asked_for_by_name(folder, capsys):
     run = str(folder / "runs" / "a")
     arguments = ("--checkpoint", run, "--mask-ratios", "0.5", "--pooled-steps", "0", "--baselines")
-    scores = evaluate(folder, *arguments, "alra", "--report", str(folder / "with_points.png"))
+    scores = evaluate(folder, *arguments, "alra", "--report", str(folder / "with_points.html"))
     assert scores["settings"]["baselines"] == ["alra"]
     assert scores["baselines"]["alra"]["0.5"]["nll"] is None
     assert scores["baselines"]["alra"]["0.5"]["mae_log1p"] > 0
