@@ -37,7 +37,19 @@ MAY_IMPORT = {
 # Third-party module -> the only ones of mdsc that import it.
 ONLY_IN = {"accelerate": "training", "wandb": "training", "psutil": "training", "scanpy": "prep"}
 # Imported inside the functions that use them: each takes a second or is not always installed.
-LOCAL = {"anndata", "datasets", "diffusers", "h5py", "matplotlib", "numba", "pandas", "scanpy", "sklearn", "wandb"}
+LOCAL = {
+    "anndata",
+    "datasets",
+    "diffusers",
+    "h5py",
+    "matplotlib",
+    "numba",
+    "pandas",
+    "rdkit",
+    "scanpy",
+    "sklearn",
+    "wandb",
+}
 # What a machine that only trains or samples need not have.
 NOT_FOR_THE_MODEL = LOCAL | {"accelerate", "beartype", "psutil", "rich", "tyro"}
 NOT_FOR_TRAINING = {"anndata", "beartype", "datasets", "diffusers", "h5py", "numba", "scanpy", "tyro", "wandb"}
@@ -146,7 +158,8 @@ def distributions(requirements: list[str]) -> set[str]:
 
 def test_what_is_imported_is_what_pyproject_names():
     optional = project()["optional-dependencies"]
-    named = distributions(project()["dependencies"] + optional["demo"] + optional["fast"] + optional["wandb"])
+    extras = [requirement for name in ("demo", "fast", "chem", "wandb") for requirement in optional[name]]
+    named = distributions(project()["dependencies"] + extras)
     providers = importlib.metadata.packages_distributions()
     imported = {_top(found) for found in imports() if not found.for_types} - sys.stdlib_module_names - {"mdsc", "h5py"}
     used = {module: distributions(providers.get(module, [module])) for module in imported}  # h5py comes with anndata

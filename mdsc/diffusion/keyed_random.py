@@ -21,6 +21,7 @@ class Stream(IntEnum):
     REVEAL = 3  # which positions a sampler fills in now
     TOKEN = 4  # and with what
     DROPOUT = 5  # which features a layer drops
+    CONDITION = 16  # which conditions of a cell are unknown in training
 
 
 def keyed_uniform(*keys: int | Tensor, after: int | Tensor = 0) -> Float64[Tensor, "..."]:

@@ -9,6 +9,7 @@ from mdsc.data.anndata_counts import open_counts
 from mdsc.errors import UserError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 
@@ -44,3 +45,15 @@ def write_h5ad(adata: "AnnData", path: Path) -> None:
             adata.write_h5ad(beside, compression="gzip", compression_opts=1, convert_strings_to_categoricals=False)
     except OSError as error:
         raise UserError(f"--output: {path} cannot be written: {error}.") from error
+
+
+def read_obs(path: Path) -> "pd.DataFrame":
+    """obs of an h5ad file, and nothing else of it."""
+    import h5py
+    from anndata.io import read_elem
+
+    try:
+        with h5py.File(path) as file:
+            return read_elem(file["obs"])
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is no h5ad file, or damaged ({str(error).splitlines()[0]})") from error

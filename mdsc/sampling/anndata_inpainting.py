@@ -24,8 +24,9 @@ from mdsc.data.anndata_counts import read_counts
 from mdsc.diffusion.corruption import hide_fraction
 from mdsc.diffusion.evidence import Evidence
 from mdsc.errors import UserError
-from mdsc.sampling.conditions import cells_ids
+from mdsc.sampling.conditions import CellConditions, Features, KnownConditions
 from mdsc.sampling.filled_layers import FilledLayers
+from mdsc.sampling.guidance import guided, require_conditions
 from mdsc.sampling.inpaint import fill
 from mdsc.sampling.loaded_model import cells_per_pass, opened, predictor, provenance
 from mdsc.sampling.options import SamplerOptions
@@ -84,6 +85,8 @@ def inpaint_anndata(
     impute_zeros: bool = False,
     layer: str | None = None,
     condition: Mapping[str, str] | None = None,
+    condition_features: Features | None = None,
+    guidance: float = 1.0,
     seed: int = 0,
     batch_size: int | None = None,
     copy: bool = True,
@@ -105,6 +108,8 @@ def inpaint_anndata(
         layer: where the counts are: the name of a layer, or "raw" (the result then has the genes and the X of raw).
         condition: level of a condition for all cells, e.g. {"drug": "DMSO_TF"}; conditions that are not given come
             from the columns of obs that are named like the model's.
+        condition_features: features of levels that the model has not seen, e.g. {"drug": "new_drugs.parquet"}.
+        guidance: how much conditions count: 1 is the model itself, 0 leaves them out (`mdsc.sampling.guidance`).
         seed: what is hidden and what is drawn in a cell depends on the seed, the cell's row and its visible counts.
         batch_size: cells at once; by default what suits the device. It changes no result but by rounding.
         copy: False adds to `adata` itself.
@@ -119,7 +124,9 @@ def inpaint_anndata(
     checkpoint = opened(checkpoint)
     cells = read_counts(adata, layer, name)
     places = checkpoint.vocabulary.match_var(cells.var, name)
-    ids = cells_ids(checkpoint.model.config.condition_levels or {}, cells.obs, condition or {}, say)
+    known = KnownConditions(checkpoint.model, condition_features)
+    conditions = known.of_cells(cells.obs, condition or {}, say)
+    require_conditions(guidance, known.names, conditions.names)
 
     # In the order of the vocabulary, so that a gene gets the same draws wherever it stands in the input.
     columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
@@ -133,17 +140,11 @@ def inpaint_anndata(
     layers = FilledLayers(cells.counts.shape, columns)
     size = cells_per_pass(len(columns), batch_size, checkpoint.model.device)
     with SamplingProgress("filling in", len(cells.obs), options.num_steps + 1, show=show_progress) as progress:
-        predict = progress.watch(predictor(checkpoint))
+        predict = progress.watch(guided(predictor(checkpoint), guidance))
         for start in range(0, len(cells.obs), size):
             rows = slice(start, start + size)
             block = cells.counts[rows]
-            evidence = evidence_of(
-                block[:, columns],
-                places[columns],
-                start,
-                {name: levels[rows] for name, levels in ids.items()},
-                hiding,
-            )
+            evidence = evidence_of(block[:, columns], places[columns], start, conditions, hiding)
             filled = fill(
                 predict,
                 checkpoint.tokenizer,
@@ -169,7 +170,8 @@ def inpaint_anndata(
         **asdict(options),
         "counts": layer or "X",
         "conditions": dict(condition or {}),
-        "conditions_from_obs": [name for name in ids if name not in (condition or {})],
+        "conditions_from_obs": [name for name in conditions.level_ids if name not in (condition or {})],
+        "guidance": guidance,
         "genes_modelled": len(columns),
         "genes_not_modelled": len(places) - len(columns),
         **provenance(checkpoint),
@@ -181,10 +183,13 @@ def evidence_of(
     counts: "sp.csr_matrix",
     places: Int64[np.ndarray, " genes"],
     first_cell: int,
-    ids: Mapping[str, Int64[np.ndarray, " cells"]],
+    conditions: CellConditions,
     hiding: Hiding,
 ) -> Evidence:
-    """What is visible of cells. counts: (cells, genes); places: of these genes in the vocabulary; ids: conditions."""
+    """What is visible of cells. counts: (cells, genes); places: of these genes in the vocabulary.
+
+    conditions: of all cells, of which these are the ones from `first_cell` on.
+    """
     whole = torch.from_numpy(counts.toarray())
     cell_index = torch.arange(first_cell, first_cell + len(whole))
     visible = ~hiding.hidden(whole, cell_index)
@@ -194,7 +199,7 @@ def evidence_of(
         visible=visible,
         is_pad=torch.zeros_like(visible),
         cell_index=cell_index,
-        categories={name: torch.from_numpy(levels) for name, levels in ids.items()},
+        **conditions.block(slice(first_cell, first_cell + len(whole))),
     )
 
 

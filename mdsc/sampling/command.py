@@ -2,7 +2,7 @@
 
 python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0.8 --output filled.h5ad
 python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0 --impute-zeros --output filled.h5ad
-python sample.py --checkpoint runs/a --num-cells 500 --condition drug=DMSO_TF --output generated.h5ad
+python sample.py --checkpoint runs/a --num-cells 500 --condition drug=DMSO_TF --guidance 2 --output generated.h5ad
 """
 
 import time
@@ -16,11 +16,13 @@ import tyro
 
 from mdsc.checkpoint import Checkpoint, checkpoint_folder, newest_run
 from mdsc.config.flags import parse_flags
+from mdsc.data.level_features import feature_files
 from mdsc.errors import UserError
-from mdsc.sampling.anndata_files import check_output, read_h5ad, write_h5ad
+from mdsc.sampling.anndata_files import check_output, read_h5ad, read_obs, write_h5ad
 from mdsc.sampling.anndata_generation import generate_anndata
 from mdsc.sampling.anndata_inpainting import Hiding, inpaint_anndata
 from mdsc.sampling.conditions import condition_pairs
+from mdsc.sampling.guidance import check_guidance
 from mdsc.sampling.held_out_cells import held_out_cells
 from mdsc.sampling.loaded_model import opened
 from mdsc.sampling.options import SamplerOptions
@@ -50,6 +52,13 @@ class SampleConfig:
     """Text file with the genes of generated cells, one a line; by default all that the model knows."""
     condition: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """Conditions of all cells, as NAME=LEVEL; when filling in, others come from the input's obs."""
+    condition_features: tuple[str, ...] = ()
+    """Features of levels that the model has not seen, as COLUMN=FILE (`mdsc prepare features` makes them)."""
+    conditions_from: Path | None = None
+    """h5ad file of which generated cells take the conditions, row by row; --num-cells is then all of its cells."""
+    guidance: float = 1.0
+    """How much conditions count: 1 samples the model itself, more follows them further than it would, 0 leaves them
+    out. Other numbers than 0 and 1 take two passes for one."""
     sampling: Annotated[SamplerOptions, tyro.conf.arg(name="")] = field(default_factory=SamplerOptions)
     seed: int = 0
     """Seeds what is hidden and what is drawn; a cell's draws depend on it and on the cell's row."""
@@ -72,7 +81,7 @@ def sample(config: SampleConfig) -> Path:
         console.print(text, markup=False)
 
     _check(config)
-    is_filling = config.num_cells is None
+    is_filling = config.num_cells is None and config.conditions_from is None
     condition = condition_pairs(chain(*config.condition))
     folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
     if config.checkpoint is None:
@@ -87,6 +96,9 @@ def sample(config: SampleConfig) -> Path:
     started = time.monotonic()
     options = {
         "condition": condition,
+        "condition_features": feature_files(config.condition_features, "--condition-features"),
+        "guidance": config.guidance,
+        "say": say,
         **asdict(config.sampling),
         "seed": config.seed,
         "batch_size": config.batch_size,
@@ -102,13 +114,14 @@ def sample(config: SampleConfig) -> Path:
             layer=config.layer,
             copy=False,
             name=name,
-            say=say,
             **options,
         )
         what = "layers mdsc_sampled, mdsc_mean and mdsc_hidden"
     else:
         genes = None if config.genes is None else _listed(config.genes)
-        result = generate_anndata(checkpoint, config.num_cells, genes=genes, **options)
+        taken = None if config.conditions_from is None else read_obs(config.conditions_from)
+        number = len(taken) if config.num_cells is None else config.num_cells
+        result = generate_anndata(checkpoint, number, conditions_from=taken, genes=genes, **options)
         what = f"{result.n_obs:,} new cells x {result.n_vars:,} genes"
     write_h5ad(result, output)
     say(f"wrote {output}: {what} ({time.monotonic() - started:.0f} s)")
@@ -119,7 +132,9 @@ def _check(config: SampleConfig) -> None:
     """What can be told before anything is read."""
     if config.output is not None:
         check_output(config.output, config.input)
-    if config.num_cells is None:
+    check_guidance(config.guidance)
+    feature_files(config.condition_features, "--condition-features")
+    if config.num_cells is None and config.conditions_from is None:
         if config.mask_ratio is None and config.input is None and not config.impute_zeros:
             raise UserError(
                 "nothing to do: --mask-ratio 0.8 hides and fills in counts of cells (--input cells.h5ad),\n"
@@ -137,6 +152,8 @@ def _check(config: SampleConfig) -> None:
     ):
         if value is not None:
             raise UserError(f"{flag} is for filling in cells, and --num-cells generates new ones: give one of the two.")
+    if config.conditions_from is not None and not config.conditions_from.is_file():
+        raise UserError(f"--conditions-from: there is no file {config.conditions_from}.")
 
 
 def _cells(config: SampleConfig, checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple["AnnData", str]:
