@@ -11,11 +11,12 @@ import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import tyro
-from conditions_kang import EDITED, GUIDANCE, STIMULATED, kang_cells, score_left_out
+from conditions_kang import EDITED, STIMULATED, kang_cells, score_left_out
 from conditions_simulated import KNOWN, UNSEEN, known_drugs, unseen_drugs
 from finished_steps import once
 from real_cells import shared_file
@@ -97,7 +98,7 @@ def _known(runs: list[dict]) -> ResultTable | None:
     if not runs:
         return None
     columns = ["cells", "r", "lowest r", "slope"]
-    rows = [["held-out cells of the simulation", *_agreement([run["real"] for run in runs])]]
+    rows = [["all cells of the simulation", *_agreement([run["real"] for run in runs])]]
     for guidance in runs[0]["guidance"]:
         rows.append([f"generated, guidance {guidance}", *_agreement([run["guidance"][guidance] for run in runs])])
     ordered = [
@@ -109,9 +110,10 @@ def _known(runs: list[dict]) -> ResultTable | None:
         "Drugs of known effect",
         columns,
         rows,
-        f"{len(runs)} truths, each with {len(runs[0]['real'])} drugs and a training of its own. Log fold change of each "
-        "gene's mean against control, and the truth's effect: Pearson r over all genes and the slope of the one on the "
-        "other; mean ± standard deviation over drugs and truths. Nothing but the drug is told, and the control cells "
+        f"{len(runs)} truths, each with {len(runs[0]['real'])} drugs and a training of its own. Log fold change of "
+        "each gene's mean against control, and the truth's effect: Pearson r over all genes and the slope of the one "
+        "on the other; mean ± standard deviation over drugs and truths. Nothing but the drug is told, and the control "
+        "cells "
         f"have had the same guidance. The slope grows with guidance, at each step of the table, for {sum(ordered)} of "
         f"the {len(ordered)} drugs.",
     )
@@ -121,7 +123,7 @@ def _unseen(runs: list[dict]) -> ResultTable | None:
     if not runs:
         return None
     rows = [
-        ["held-out cells of these drugs", *_agreement([run["real"] for run in runs])],
+        ["all cells of these drugs", *_agreement([run["real"] for run in runs])],
         ["generated, drugs without training cells", *_agreement([run["unseen"] for run in runs])],
         ["the same, guidance 1.5", *_agreement([run["unseen, guidance 1.5"] for run in runs])],
         ["generated, other drugs, with training cells", *_agreement([run["seen"] for run in runs])],
@@ -188,14 +190,14 @@ def _agreement(runs: list[dict[str, dict[str, float]]]) -> list[str]:
 
 
 def _is_ascending(values: list[float]) -> bool:
-    return all(one < other for one, other in zip(values, values[1:], strict=False))
+    return all(one < other for one, other in pairwise(values))
 
 
 INTRODUCTION = f"""
-Cells made under conditions, beside what is known of them or what was measured. The model is configs/laptop.yaml, which has no transformer.
-How conditions are given, and what guidance is, stands in docs/conditions.md. "Edited" are real control cells of which
-{" or ".join(f"{share:.0%}" for share in EDITED)} of the genes were hidden and filled in as those of stimulated cells;
-guidance {", ".join(f"{g:g}" for g in GUIDANCE)}.
+Cells made under conditions, beside what is known of them or was measured. The model is configs/laptop.yaml, which has
+no transformer. How conditions are given, and what guidance is, stands in docs/conditions.md. "Edited" are real control
+cells of which {" or ".join(f"{share:.0%}" for share in EDITED)} of the genes were hidden, and filled in as those of
+stimulated cells.
 """
 
 if __name__ == "__main__":

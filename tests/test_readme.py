@@ -27,6 +27,7 @@ SHORTENED = {
 # Files that the commands write or that a user brings, and so are not in the repository.
 NOT_OURS = re.compile(
     r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.png|\w+\.h5ad)$|^config\.json$|^shared/"
+    r"|_features\.parquet$"
     r"|^train-\d+-of-|_metadata\.parquet$"  # Tahoe's
 )
 ACCELERATE = {
@@ -125,6 +126,7 @@ def help_text() -> str:
             "prepare tahoe",
             "prepare demo",
             "prepare mixture",
+            "prepare features",
             "verify",
             "shards-to-h5ad",
             "push",
@@ -141,6 +143,7 @@ def help_text() -> str:
             "loader.py",
             "train_step.py",
             "backbones.py",
+            "conditions.py",
             "kill_resume.py",
             "gpu.py",
         )

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.feature_table import FeatureTable
 
 
@@ -81,6 +80,10 @@ class Conditions(nn.Module):
         return total
 
 
+class ZeroEmbedding(nn.Embedding):
+    """A table that starts at zero; a class of its own because transformers initialises modules by their type."""
+
+
 class ConditionResponse(nn.Module):
     """What conditions add to the logits of each gene by themselves: logits += W (A c * h_gene), zero at the start.
 
@@ -92,8 +95,10 @@ class ConditionResponse(nn.Module):
     def __init__(self, num_genes: int, num_tokens: int, condition_size: int, rank: int):
         super().__init__()
         self.enter = nn.Linear(condition_size, rank, bias=False)  # A
-        self.gene = nn.Embedding(num_genes, rank)  # h
-        self.leave = ZeroLinear(rank, num_tokens, bias=False)  # W
+        # What is zero at the start: each gene then learns from its own counts alone. Were it W, all genes would first
+        # be moved along what they were drawn.
+        self.gene = ZeroEmbedding(num_genes, rank)  # h
+        self.leave = nn.Linear(rank, num_tokens, bias=False)  # W
 
     def forward(
         self, gene_ids: Int[Tensor, "batch genes"], condition: Float[Tensor, "batch condition"]

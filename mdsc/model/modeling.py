@@ -24,7 +24,7 @@ from mdsc.hub.repository import Repository, as_repository, name_of_cached
 from mdsc.model.attention import BACKENDS, attending, missing, require, say_once
 from mdsc.model.blocks import DiTBlock, FinalLayer
 from mdsc.model.cell_state import CellState, ZeroLinear
-from mdsc.model.conditions import ConditionResponse, Conditions
+from mdsc.model.conditions import ConditionResponse, Conditions, ZeroEmbedding
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.feature_table import FeatureTable
 from mdsc.model.gene_evidence import NUM_FEATURES, GeneEvidence, GeneResponse
@@ -148,6 +148,8 @@ class MdscModel(PreTrainedModel):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            case ZeroEmbedding():
+                nn.init.zeros_(module.weight)
             case nn.Embedding():
                 nn.init.normal_(module.weight, std=0.5)
             case LatentRead():
