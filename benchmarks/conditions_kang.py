@@ -26,11 +26,13 @@ NUM_GENES = 1000
 CONTROL, STIMULATED = "control", "stimulated"
 FLAGS = (
     "--data.condition-columns cell_type condition --tokenizer.name count --data.num-genes 500 "
-    "--train.save-every 100000 --validation.num-cells 48"
+    "--train.global-batch-size 32 --train.save-every 100000 --validation.num-cells 48"
 )
-GUIDANCE = (1.0, 1.5, 2.0)
-EDITED = (0.8, 0.95)
+GUIDANCE = (1.0, 2.0)
+EDITED = (0.9,)
 """Shares of real control cells that are hidden and filled in as those of stimulated cells."""
+NUM_CELLS = 150
+"""Cells that are generated, and control cells that are edited at most."""
 
 
 def kang_cells() -> "AnnData":
@@ -87,21 +89,19 @@ def score_left_out(cells: "AnnData", cell_type: str, folder: Path, seed: int, st
     task = LeftOut.of(cells, cell_type)
     checkpoint = trained(task, folder, seed, steps)
     condition = {"cell_type": cell_type, "condition": STIMULATED}
-    number = max(200, task.stimulated.n_obs)
     scores = {}
     for guidance in GUIDANCE:
         options = {"guidance": guidance, "num_steps": num_steps}
-        stimulated = generate_anndata(checkpoint, number, condition=condition, seed=seed, **options)
+        stimulated = generate_anndata(checkpoint, NUM_CELLS, condition=condition, seed=seed, **options)
         control = generate_anndata(
-            checkpoint, number, condition=condition | {"condition": CONTROL}, seed=seed + 1, **options
+            checkpoint, NUM_CELLS, condition=condition | {"condition": CONTROL}, seed=seed + 1, **options
         )
         name = f"generated, guidance {guidance:g}"
         scores[name] = task.score(task.delta(stimulated))
         scores[f"{name}, less generated control"] = task.score(mean_log(stimulated.X) - mean_log(control.X))
         for share in EDITED:
-            # Of each control cell as often as it takes: what is kept of a cell is another draw each time.
             edited = inpaint_anndata(
-                checkpoint, task.control, mask_ratio=share, condition=condition, seed=seed, **options
+                checkpoint, task.control[:NUM_CELLS], mask_ratio=share, condition=condition, seed=seed, **options
             )
             scores[f"{share:.0%} of control cells edited, guidance {guidance:g}"] = task.score(
                 task.delta(edited.layers["mdsc_sampled"])

@@ -152,7 +152,7 @@ def test_prepare_features_of_genept(tmp_path: Path):
     source, out = shared_file("genept/genept_ada002_adamson86.csv.gz"), tmp_path / "out.parquet"
     assert main(["prepare", "features", str(source), "--output", str(out)]) == 0
     features = read_features(out)
-    assert features.values.shape == (86, 1536)
+    assert features.values.shape == (87, 1536)  # the 86 genes and ctrl
     assert not features.values[features.names.index("ctrl")].any()
 
 

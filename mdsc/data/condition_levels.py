@@ -49,11 +49,11 @@ def condition_features(
     return fitted
 
 
-def near_names(wanted: str, options: Iterable[str]) -> str:
+def near_names(wanted: str, options: Iterable[str], otherwise: str = "it knows") -> str:
     """Names near `wanted`, or the first ones, as an error tells them."""
     options = list(options)
     by_folded = {option.casefold(): option for option in options}
     near = [by_folded[name] for name in difflib.get_close_matches(wanted.casefold(), by_folded, n=3, cutoff=0.5)]
     if near:
         return f"perhaps you meant {' or '.join(near)}"
-    return "it knows " + ", ".join(options[:5]) + (f" and {len(options) - 5:,} more" if len(options) > 5 else "")
+    return f"{otherwise} " + ", ".join(options[:5]) + (f" and {len(options) - 5:,} more" if len(options) > 5 else "")

@@ -18,6 +18,7 @@ import tyro
 from jaxtyping import Float64
 
 from mdsc.config.flags import parse_flags
+from mdsc.data.condition_levels import near_names
 from mdsc.data.level_features import LevelFeatures, features_of_table, read_features, read_text_table, write_features
 from mdsc.errors import UserError
 
@@ -56,9 +57,8 @@ def prepare_features(config: FeaturesConfig, say: Callable[[str], None] = print)
         table = _table(config.input)
         for column in filter(None, chosen):
             if column not in table.column_names:
-                raise UserError(
-                    f"{config.input} has no column {column!r} (it has {', '.join(table.column_names[:8])})."
-                )
+                near = near_names(column, table.column_names, "it has")
+                raise UserError(f"{config.input} has no column {column!r}: {near}.")
         if config.smiles_column:
             features = _fingerprints_of(table, config, say)
         else:
