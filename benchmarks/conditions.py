@@ -36,7 +36,7 @@ class ConditionsConfig:
     """Of the simulated truth, its cells and the training on it."""
     kang_seeds: tuple[int, ...] = (0, 1)
     """Of training; the cells that are left out are the same."""
-    simulated_steps: int = 1500
+    simulated_steps: int = 1200
     """Optimiser steps on simulated cells."""
     kang_steps: int = 800
     """Optimiser steps on the cells of Kang et al."""

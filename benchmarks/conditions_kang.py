@@ -22,7 +22,7 @@ from mdsc.sampling.anndata_inpainting import inpaint_anndata
 if TYPE_CHECKING:
     from anndata import AnnData
 
-NUM_GENES = 1000
+NUM_GENES = 500
 CONTROL, STIMULATED = "control", "stimulated"
 FLAGS = (
     "--data.condition-columns cell_type condition --tokenizer.name count --data.num-genes 500 "

@@ -19,12 +19,12 @@ from mdsc.training.progress import RunProgress
 from mdsc.training.sharding import make_accelerator
 
 GUIDANCE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-KNOWN = SimulationConfig(num_cells=5000, num_genes=200, num_types=3, num_drugs=3)
+KNOWN = SimulationConfig(num_cells=5000, num_genes=100, num_types=3, num_drugs=3)
 UNSEEN = replace(
     KNOWN, num_cells=8000, num_drugs=30, unseen_drugs=4, feature_size=4, genes_per_drug=15, drug_effect=0.5
 )
 FLAGS = (
-    "--data.condition-columns cell_type drug --tokenizer.name count --data.num-genes 200 "
+    "--data.condition-columns cell_type drug --tokenizer.name count --data.num-genes 100 "
     "--train.global-batch-size 64 --train.save-every 100000"
 )
 FEWER = 3
