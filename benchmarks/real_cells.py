@@ -44,8 +44,11 @@ def split_paths(folder: Path, size: dict[str, int]) -> SplitCells:
     return SplitCells(folder / "train.h5ad", folder / "test.h5ad", folder / "shards", size)
 
 
-def prepare_split(source: Path, folder: Path, num_genes: int) -> dict[str, int]:
-    """Write train.h5ad, test.h5ad and shards of train.h5ad into `folder`; the test cells choose nothing."""
+def prepare_split(source: Path, folder: Path, num_genes: int | None) -> dict[str, int]:
+    """Write train.h5ad, test.h5ad and shards of train.h5ad into `folder`.
+
+    num_genes: that many of the most variable ones, in which the test cells have no say; None: all that any cell has.
+    """
     import pandas as pd
     from anndata import AnnData
 
@@ -55,7 +58,7 @@ def prepare_split(source: Path, folder: Path, num_genes: int) -> dict[str, int]:
     order = np.random.default_rng(SPLIT_SEED).permutation(counts.shape[0])
     num_test = round(TEST_SHARE * len(order))
     train, test = np.sort(order[num_test:]), np.sort(order[:num_test])
-    genes = most_variable(counts[train], num_genes)
+    genes = np.unique(counts.nonzero()[1]) if num_genes is None else most_variable(counts[train], num_genes)
     cells = AnnData(counts[:, genes], obs=pd.DataFrame(index=cell_names), var=pd.DataFrame(index=gene_names[genes]))
     return _write(cells[train], cells[test], folder)
 

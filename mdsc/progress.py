@@ -41,7 +41,8 @@ class CellProgress:
         if self._first is None:
             self._first = (now, num_cells)
         seconds, cells = now - self._first[0], num_cells - self._first[1]
-        speed = f"{cells / seconds:,.0f} cells/s" if seconds > 0 and cells > 0 else ""
+        per_second = cells / seconds if seconds > 0 else 0
+        speed = f"{per_second:,.{0 if per_second >= 10 else 2}f} cells/s" if per_second else ""
         self._bar.update(self._task, completed=int(num_cells), speed=speed)
         if self._says_lines and speed and now - self._last_line >= QUIET:
             self._last_line = now

@@ -4,10 +4,12 @@ With them every claim can be checked against arithmetic: the bound is the entrop
 what a sampler does in few steps can be summed up over all ways it could go.
 """
 
+from collections.abc import Iterable
 from itertools import pairwise, product
 
 import numpy as np
 import torch
+from torch.nn.functional import one_hot
 
 from mdsc.data.batch import CellBatch
 from mdsc.data.tokenizers import CountTokenizer
@@ -27,9 +29,13 @@ class ExactJoint:
         # Conditionals of every state (num_tokens where hidden), looked up by the state read as a number.
         states = torch.tensor(list(product(range(num_tokens + 1), repeat=length)))
         agree = ((states[:, None] == self.cells) | (states[:, None] == num_tokens)).all(-1)  # (states, cells)
-        is_token = torch.nn.functional.one_hot(self.cells, num_tokens).double()  # (cells, genes, V)
+        is_token = one_hot(self.cells, num_tokens).double()  # (cells, genes, V)
         joint = torch.einsum("sc,c,cgv->sgv", agree.double(), self.p, is_token)
         self.conditionals = joint / joint.sum(-1, keepdim=True)
+        self.states = states
+        """(states, length): every one that a cell can be in; the last one has nothing visible."""
+        self.sets = torch.tensor(list(product([False, True], repeat=length)))
+        """(2^length, length): every set of positions."""
         self.calls: list[torch.Tensor] = []
 
     @property
@@ -96,25 +102,33 @@ class ExactJoint:
         frequency = np.random.default_rng(0).multinomial(num_samples, law.numpy(), size=200) / num_samples
         return 0.5 * np.abs(frequency - law.numpy()).sum(1).max()
 
-    def law_of_ancestral(self, times: list[float]) -> torch.Tensor:
-        """Exact law of the cells that the ancestral sampler ends with, over all ways that it could go.
+    def law_of(self, steps: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Exact law of the cells that a sampler ends with that knows nothing at first, over all ways that it could go.
 
-        At each time every hidden position is revealed with chance 1 - s/t, by the conditionals of the state before.
+        steps: (states, 2^length) each: in a state, the chance of each set of positions (`self.sets`) to be touched. Of
+        these, hidden ones are drawn by the conditionals of the state before, independently, and visible ones hidden.
         """
         mask = self.num_tokens
-        law = {(mask,) * self.length: 1.0}
-        for t, s in pairwise(times):
-            after: dict[tuple[int, ...], float] = {}
-            for state, weight in law.items():
-                conditional = self.conditionals[self.code(torch.tensor(state), mask + 1)]
-                options = [
-                    [(mask, s / t), *((v, (1 - s / t) * conditional[i, v].item()) for v in range(mask))]
-                    if token == mask
-                    else [(token, 1.0)]
-                    for i, token in enumerate(state)
-                ]
-                for choice in product(*options):
-                    key = tuple(v for v, _ in choice)
-                    after[key] = after.get(key, 0.0) + weight * np.prod([p for _, p in choice])
-            law = {state: weight for state, weight in after.items() if weight > 0}
-        return torch.tensor([law.get(tuple(cell.tolist()), 0.0) for cell in self.cells])
+        drawn = torch.cat([self.conditionals, torch.zeros(*self.states.shape, 1)], dim=-1)  # never the mask
+        kept, hidden_again = (one_hot(state, mask + 1).double() for state in (self.states, self.states * 0 + mask))
+        is_hidden = (self.states == mask)[..., None]
+        touched = torch.where(is_hidden, drawn, hidden_again)[:, None]
+        # (states, sets, positions, tokens), then (states, sets, states after).
+        per_position = torch.where(self.sets[None, :, :, None], touched, kept[:, None])
+        move = torch.ones(len(self.states), len(self.sets), len(self.states), dtype=torch.float64)
+        for position in range(self.length):
+            move *= per_position[:, :, position, self.states[:, position]]
+        law = torch.zeros(len(self.states), dtype=torch.float64)
+        law[-1] = 1
+        for chance_of_set in steps:
+            law = torch.einsum("s,se,sea->a", law, chance_of_set, move)
+        return law[self.code(self.cells, mask + 1)]
+
+    def sets_by_chance(self, reveal: float, remask: float = 0.0) -> torch.Tensor:
+        """(states, 2^length): hidden positions are touched with chance `reveal`, visible ones with `remask`."""
+        chance = torch.where(self.states == self.num_tokens, reveal, remask)[:, None].double()
+        return torch.where(self.sets, chance, 1 - chance).prod(dim=-1)
+
+    def law_of_ancestral(self, times: list[float]) -> torch.Tensor:
+        """At each time every hidden position is revealed with chance 1 - s/t."""
+        return self.law_of(self.sets_by_chance(1 - s / t) for t, s in pairwise(times))

@@ -1,6 +1,7 @@
 """`mdsc evaluate inpaint`: from a run folder to table, JSON and picture; the defaults it took; a user's mistakes."""
 
 import json
+import re
 from pathlib import Path
 
 import anndata
@@ -92,10 +93,17 @@ def test_files_give_the_scores_of_the_shards_whatever_the_order_of_the_genes(fol
 def test_genes_that_the_training_cells_lack_are_not_scored(folder, capsys):
     anndata.read_h5ad(folder / "train.h5ad")[:, 8:].write_h5ad(folder / "narrow.h5ad")
     arguments = ["--checkpoint", str(folder / "runs" / "a"), "--train", str(folder / "narrow.h5ad")]
+    arguments += ["--report", str(folder / "narrow.html")]
     scores = evaluate(folder, *arguments, "--mask-ratios", "0.5", "--max-cells", "10")
     assert scores["settings"]["genes"] == NUM_GENES - 8
     assert scores["settings"]["cells"] == 10
     assert "not scored: 8 genes that the training cells lack" in capsys.readouterr().out
+    html = (folder / "narrow.html").read_text()
+    assert html.count("data:image/png;base64,") == 5
+    assert len(html) < 2_000_000
+    assert not re.search(r"<script|https?://|<link|>nan\b", html)
+    for words in ("50% hidden: the", "E&gt;=1 90%", "gene_marginal_depth", "Settings and versions", "weights sha256"):
+        assert words in html
 
 
 def test_without_training_cells_there_are_no_baselines_and_that_is_said(folder, tmp_path, capsys):
@@ -144,7 +152,9 @@ def test_mistakes_give_a_message_and_write_nothing(folder, monkeypatch, capsys, 
 
 def test_an_unknown_evaluation_is_told(capsys):
     assert main(["evaluate", "everything"]) == 2
-    assert "evaluate inpaint" in capsys.readouterr().err
+    assert "`evaluate inpaint`, `evaluate generate`, `evaluate embed`" in capsys.readouterr().err
+    assert main(["evaluate", "generat", "--real", "x.h5ad"]) == 2
+    assert "perhaps you meant `evaluate generate`" in capsys.readouterr().err
     assert main(["evaluate"]) == 0
     assert "inpaint" in capsys.readouterr().out
 

@@ -50,6 +50,9 @@ LOCAL = {
     "sklearn",
     "wandb",
 }
+LOCAL |= {"jinja2", "lightning", "magic", "ot", "rdkit", "scvi"}
+# Modules whose package has another name, and may not be installed: of the extras `baselines` and `eval`.
+OPTIONAL = {"scvi": ["scvi-tools"], "lightning": ["scvi-tools"], "magic": ["magic-impute"], "ot": ["POT"]}
 # What a machine that only trains or samples need not have.
 NOT_FOR_THE_MODEL = LOCAL | {"accelerate", "beartype", "psutil", "rich", "tyro"}
 NOT_FOR_TRAINING = {"anndata", "beartype", "datasets", "diffusers", "h5py", "numba", "scanpy", "tyro", "wandb"}
@@ -158,9 +161,9 @@ def distributions(requirements: list[str]) -> set[str]:
 
 def test_what_is_imported_is_what_pyproject_names():
     optional = project()["optional-dependencies"]
-    extras = [requirement for name in ("demo", "fast", "chem", "wandb") for requirement in optional[name]]
+    extras = [name for extra in ("baselines", "chem", "demo", "eval", "fast", "wandb") for name in optional[extra]]
     named = distributions(project()["dependencies"] + extras)
-    providers = importlib.metadata.packages_distributions()
+    providers = importlib.metadata.packages_distributions() | OPTIONAL
     imported = {_top(found) for found in imports() if not found.for_types} - sys.stdlib_module_names - {"mdsc", "h5py"}
     used = {module: distributions(providers.get(module, [module])) for module in imported}  # h5py comes with anndata
     assert not [module for module, found in used.items() if not found & named], "imported, but not in pyproject.toml"

@@ -317,7 +317,7 @@ def test_twenty_thousand_genes_are_filled_in_one_pass():
     model.latent_read.attention.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[1].shape[1]))
     predict = lambda *arguments: model.eval()(*arguments).logits  # noqa: E731
     filled = fill(predict, make_tokenizer("rank", 8), evidence, SamplerOptions(num_steps=2))
-    assert torch.equal(filled.sampled[visible], counts[visible])
+    assert torch.equal(filled.draws[0][visible], counts[visible])
     assert len(widths) == 3  # two steps and the mean, with all genes each
     assert widths[0] < 1100  # of 10,000 visible ones
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mdsc.evaluation.metrics import CellScores, crps_of, expression_deciles, nll_difference, score_cells
+from mdsc.evaluation.metrics import CellScores, crps_of, expression_deciles, nll_difference, score_cells, score_points
 
 CELLS, GENES, V = 7, 40, 6
 
@@ -34,7 +34,7 @@ def pearson(a, b):
 
 
 def brute_force(log_p, tokens, counts, hidden, table, deciles):
-    rows = {name: [] for name in ("nll", "accuracy", "accuracy_nonzero", "mae_log1p", "crps")}
+    rows = {name: [] for name in ("nll", "accuracy", "accuracy_nonzero", "mae_log1p", "mae_log1p_median", "crps")}
     gaps, spearmans = [[] for _ in range(10)], []
     for i in range(CELLS):
         means, truths = [], []
@@ -47,6 +47,8 @@ def brute_force(log_p, tokens, counts, hidden, table, deciles):
             rows["nll"].append(-math.log(p[tokens[i, g]]))
             rows["accuracy"].append(right)
             rows["mae_log1p"].append(abs(math.log1p(mean) - math.log1p(x)))
+            median = next(table[i, t] for t in range(V) if sum(p[: t + 1]) >= 0.5)
+            rows["mae_log1p_median"].append(abs(math.log1p(median) - math.log1p(x)))
             v, y = [math.log1p(c) for c in table[i]], math.log1p(x)
             spread = sum(p[a] * p[b] * abs(v[a] - v[b]) for a in range(V) for b in range(V))
             rows["crps"].append(sum(p[a] * abs(v[a] - y) for a in range(V)) - spread / 2)
@@ -71,6 +73,19 @@ def test_metrics_equal_the_loops(ratio):
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, abs=2e-6), name
+
+
+def test_a_point_is_scored_as_the_mean_of_a_law_is_and_nothing_else():
+    log_p, tokens, counts, hidden, table, deciles = example()
+    law = score_cells(log_p, tokens, counts, hidden, table, deciles)
+    means = np.einsum("cgv,cv->cg", np.exp(log_p.astype(np.float64)), table).astype(np.float32)
+    point, law = score_points(means, counts, hidden, deciles).metrics(), law.metrics()
+    assert point["mae_log1p"] == pytest.approx(law["mae_log1p"], abs=1e-6)
+    assert point["mae_log1p_median"] == point["mae_log1p"]
+    assert point["spearman_nonzero"] == pytest.approx(law["spearman_nonzero"], abs=1e-6)
+    known = {"mae_log1p", "mae_log1p_median", "spearman_nonzero"}
+    assert {name for name, value in point.items() if not math.isnan(value)} == known
+    assert point.keys() == law.keys()
 
 
 def test_crps_is_the_integral_over_thresholds():

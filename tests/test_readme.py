@@ -26,7 +26,7 @@ SHORTENED = {
 }
 # Files that the commands write or that a user brings, and so are not in the repository.
 NOT_OURS = re.compile(
-    r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.png|\w+\.h5ad)$|^config\.json$|^shared/"
+    r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.(png|html)|\w+\.h5ad)$|^config\.json$|^shared/"
     r"|_features\.parquet$"
     r"|^train-\d+-of-|_metadata\.parquet$"  # Tahoe's
 )
@@ -121,6 +121,8 @@ def help_text() -> str:
             "train",
             "sample",
             "evaluate inpaint",
+            "evaluate generate",
+            "evaluate embed",
             "validate",
             "prepare h5ad",
             "prepare tahoe",
@@ -138,12 +140,14 @@ def help_text() -> str:
         ).stdout
         for name in (
             "inpaint.py",
+            "calibration.py",
             "ablations.py",
             "prepare.py",
             "loader.py",
             "train_step.py",
             "backbones.py",
             "conditions.py",
+            "transcriptome.py",
             "kill_resume.py",
             "gpu.py",
         )

@@ -55,9 +55,9 @@ class CountSource:
     elsewhere: str
     """What to tell a user if these are no counts: where there are some."""
 
-    def chunks(self, rows: int = CHUNK_ROWS) -> Iterator["sp.csr_matrix"]:
-        """All cells in order, `rows` at a time, as int32 CSR without stored zeros."""
-        blocks, start = _row_blocks(self.matrix, rows), 0
+    def chunks(self, rows: int = CHUNK_ROWS, first: int = 0) -> Iterator["sp.csr_matrix"]:
+        """The cells from `first` on in order, `rows` at a time, as int32 CSR without stored zeros."""
+        blocks, start = _row_blocks(self.matrix, rows, first), first
         while True:
             try:
                 block = next(blocks, None)
@@ -225,35 +225,35 @@ def _sample(matrix) -> np.ndarray:
     return np.asarray(matrix[: max(1, SAMPLE_ENTRIES // max(1, matrix.shape[1]))]).ravel()
 
 
-def _row_blocks(matrix, rows: int) -> Iterator["sp.csr_matrix"]:
+def _row_blocks(matrix, rows: int, first: int = 0) -> Iterator["sp.csr_matrix"]:
     import h5py
     import scipy.sparse as sp
 
     if isinstance(matrix, h5py.Group):
         kind = matrix.attrs["encoding-type"]
         if kind == "csc_matrix":
-            yield from _csc_file_blocks(matrix, rows)
+            yield from _csc_file_blocks(matrix, rows, first)
         else:
-            yield from _csr_file_blocks(matrix, rows)
+            yield from _csr_file_blocks(matrix, rows, first)
         return
     if sp.issparse(matrix):
         matrix = sp.csr_matrix(matrix)
-    for start in range(0, matrix.shape[0], rows):
+    for start in range(first, matrix.shape[0], rows):
         yield sp.csr_matrix(matrix[start : start + rows])
 
 
-def _csr_file_blocks(group, rows: int) -> Iterator["sp.csr_matrix"]:
+def _csr_file_blocks(group, rows: int, first: int) -> Iterator["sp.csr_matrix"]:
     import scipy.sparse as sp
 
     num_rows, num_columns = group.attrs["shape"]
-    for start in range(0, num_rows, rows):
+    for start in range(first, num_rows, rows):
         indptr = group["indptr"][start : start + rows + 1].astype(np.int64)
         part = slice(indptr[0], indptr[-1])
         shape = (len(indptr) - 1, num_columns)
         yield sp.csr_matrix((group["data"][part], group["indices"][part], indptr - indptr[0]), shape)
 
 
-def _csc_file_blocks(group, rows: int) -> Iterator["sp.csr_matrix"]:
+def _csc_file_blocks(group, rows: int, begin: int) -> Iterator["sp.csr_matrix"]:
     """A column-wise file gives no rows; each pass over all of it collects as many rows as memory may hold."""
     import scipy.sparse as sp
 
@@ -262,7 +262,7 @@ def _csc_file_blocks(group, rows: int) -> Iterator["sp.csr_matrix"]:
     num_passes = -(-int(indptr[-1]) // PASS_ENTRIES) or 1
     pass_rows = -(-num_rows // num_passes)
     pass_rows = -(-pass_rows // rows) * rows
-    for first in range(0, num_rows, pass_rows):
+    for first in range(begin, num_rows, pass_rows):
         last = min(first + pass_rows, num_rows)
         parts = []
         for start in range(0, int(indptr[-1]), READ_ENTRIES):

@@ -1,4 +1,4 @@
-"""An h5ad file, written a portion of cells at a time at constant memory.
+"""h5ad files and matrices in them, written a portion of cells at a time at constant memory.
 
 AnnData's on-disk format (anndata 0.12, "File format": csr_matrix 0.1.0, dataframe 0.2.0, categorical 0.2.0) with arrays
 that grow. anndata's own `sparse_dataset(...).append` cannot pass 2^31 counts in a file that began with fewer, and obs
@@ -21,6 +21,41 @@ if TYPE_CHECKING:
 CHUNK = 1 << 16
 
 
+class GrowingCsr:
+    """A CSR matrix in an h5ad file, whole after every `append`. dtype: int32, float32 or bool."""
+
+    def __init__(self, parent, name: str, dtype, num_columns: int) -> None:
+        self._group = parent.create_group(name)
+        self._group.attrs.update(_encoding("csr_matrix", "0.1.0"))
+        self._group.attrs["shape"] = np.array([0, num_columns], dtype=np.int64)
+        self._data, self._indices = (_growing(self._group, *one) for one in (("data", dtype), ("indices", np.int32)))
+        self._indptr = _growing(self._group, "indptr", np.int64)
+        _append(self._indptr, np.zeros(1, dtype=np.int64))
+
+    def append(self, rows: "sp.csr_matrix") -> None:
+        num_rows, num_columns = self._group.attrs["shape"]
+        assert rows.shape[1] == num_columns, rows.shape
+        _append(self._indptr, rows.indptr[1:].astype(np.int64) + len(self._data))
+        _append(self._data, rows.data)
+        _append(self._indices, rows.indices)
+        self._group.attrs["shape"] = np.array([num_rows + rows.shape[0], num_columns], dtype=np.int64)
+
+
+class GrowingArray:
+    """A dense float32 array (cells, columns) in an h5ad file, whole after every `append`."""
+
+    def __init__(self, parent, name: str, num_columns: int) -> None:
+        rows = max(1, CHUNK // max(1, num_columns))
+        self._array = parent.create_dataset(
+            name, (0, num_columns), np.float32, maxshape=(None, num_columns), chunks=(rows, num_columns),
+            compression="lzf", shuffle=True,
+        )  # fmt: skip
+        self._array.attrs.update(_encoding("array", "0.2.0"))
+
+    def append(self, rows: np.ndarray) -> None:
+        _append(self._array, rows)
+
+
 class H5adWriter:
     """Writes beside `path` and puts it in its place when the `with` block ends well; else leaves nothing.
 
@@ -39,7 +74,7 @@ class H5adWriter:
         self.path = Path(path)
         self._columns, self._var, self._var_names, self._uns = tuple(columns), var, var_names, uns or {}
         self._levels: dict[str, dict[str, int]] = {name: {} for name in columns}
-        self._num_cells = self._num_entries = 0
+        self._num_cells = 0
 
     def __enter__(self) -> "H5adWriter":
         import h5py
@@ -48,11 +83,7 @@ class H5adWriter:
         beside = self._replacing.__enter__()
         self._file = h5py.File(beside, "w")
         self._file.attrs.update(_encoding("anndata", "0.1.0"))
-        matrix = self._file.create_group("X")
-        matrix.attrs.update(_encoding("csr_matrix", "0.1.0"))
-        self._data, self._indices = (_growing(matrix, name, np.int32) for name in ("data", "indices"))
-        self._indptr = _growing(matrix, "indptr", np.int64)
-        _append(self._indptr, np.zeros(1, dtype=np.int64))
+        self._counts = GrowingCsr(self._file, "X", np.int32, len(self._var_names))
         obs = self._file.create_group("obs")
         obs.attrs.update(_encoding("dataframe", "0.2.0"))
         obs.attrs["_index"] = "_index"
@@ -73,14 +104,11 @@ class H5adWriter:
     ) -> None:
         """Add cells: counts (cells, genes) and one value a cell of each column, where "" is unknown."""
         assert counts.shape == (len(names), len(self._var_names)), counts.shape
-        _append(self._data, counts.data)
-        _append(self._indices, counts.indices)
-        _append(self._indptr, counts.indptr[1:].astype(np.int64) + self._num_entries)
+        self._counts.append(counts)
         _append(self._names, np.asarray(names, dtype=object))
         for name, levels in self._levels.items():
             codes = [levels.setdefault(value, len(levels)) if value else -1 for value in columns[name]]
             _append(self._codes[name], np.array(codes, dtype=np.int32))
-        self._num_entries += len(counts.data)
         self._num_cells += len(names)
 
     def __exit__(
@@ -99,7 +127,6 @@ class H5adWriter:
         import pandas as pd
         from anndata.io import write_elem
 
-        self._file["X"].attrs["shape"] = np.array([self._num_cells, len(self._var_names)], dtype=np.int64)
         for name, levels in self._levels.items():
             # Levels are sorted, as pandas does it, so that the order of cells does not show.
             order = sorted(levels)
@@ -125,5 +152,5 @@ def _growing(group, name: str, dtype):
 
 def _append(dataset, values: np.ndarray) -> None:
     size = len(dataset)
-    dataset.resize((size + len(values),))
+    dataset.resize(size + len(values), axis=0)
     dataset[size:] = values

@@ -21,6 +21,7 @@ class Stream(IntEnum):
     REVEAL = 3  # which positions a sampler fills in now
     TOKEN = 4  # and with what
     DROPOUT = 5  # which features a layer drops
+    BLOCK = 6  # which genes a backbone sees together
     CONDITION = 16  # which conditions of a cell are unknown in training
 
 

@@ -1,7 +1,7 @@
 """Cells to score and to fit baselines on, out of an h5ad file or a folder of shards, in the genes of a vocabulary."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,14 @@ class SourceCells:
         """Counts of these genes, in this order; each must be there."""
         column_of = {place: column for column, place in enumerate(self.places.tolist())}
         return self.counts[:, [column_of[place] for place in places.tolist()]]
+
+    def on(self, places: Int64[np.ndarray, " shared"]) -> "SourceCells":
+        """The same cells over these genes, in this order; each must be there."""
+        return replace(self, counts=self.restricted(places), places=places)
+
+    def of_rows(self, rows: Int64[np.ndarray, " some"]) -> "SourceCells":
+        conditions = {name: values[rows] for name, values in self.conditions.items()}
+        return replace(self, counts=self.counts[rows], conditions=conditions)
 
     def categories(self, levels: Mapping[str, Sequence[str]]) -> dict[str, Int64[np.ndarray, " cells"]]:
         """Ids of the conditions that the cells have, given the levels that a model knows."""

@@ -19,8 +19,16 @@ from mdsc.diffusion.evidence import Evidence, Predict, hide
 from mdsc.diffusion.losses import log_probs
 from mdsc.errors import UserError
 from mdsc.evaluation.baselines import BASELINES
-from mdsc.evaluation.metrics import CellScores, expression_deciles, nll_difference, score_cells
-from mdsc.evaluation.predictor import Baseline, LogProbs, Predictor, TrainingCells
+from mdsc.evaluation.metrics import CellScores, expression_deciles, nll_difference, score_cells, score_points
+from mdsc.evaluation.predictor import (
+    AskedCells,
+    Baseline,
+    FitToAsked,
+    LogProbs,
+    PointPredictor,
+    Predictor,
+    TrainingCells,
+)
 
 MODEL = "model"
 MAX_LOGITS = 2**22
@@ -68,8 +76,9 @@ class InpaintResult:
     def to_json(self) -> dict:
         """{"model": {ratio: metrics}, "baselines": {name: {ratio: metrics}}, "comparison": {ratio: ...}}; NaN is null.
 
-        Metrics have their names of `metrics`, "standard_error" (bootstrap over cells) under the same names, and the
-        "zero_rate" by decile of gene expression. The comparison is of the model with the baseline of lowest nll.
+        Metrics have their names of `metrics`, "standard_error" (bootstrap over cells) under the same names, the
+        "zero_rate" by decile of gene expression and "calibration" (see `mdsc.evaluation.calibration`). The comparison
+        is of the model with the baseline of lowest nll.
         """
         report: dict = {MODEL: {}, "baselines": {}, "comparison": {}}
         for ratio, by_name in self.scores.items():
@@ -80,6 +89,7 @@ class InpaintResult:
                     **_finite(scores.metrics()),
                     "standard_error": _finite(scores.standard_errors()),
                     "zero_rate": {"predicted": _finite(predicted), "observed": _finite(observed)},
+                    "calibration": _calibration(scores),
                 }
             if comparison := self.comparison(ratio):
                 name, difference, error = comparison
@@ -94,8 +104,9 @@ class InpaintResult:
     def comparison(self, ratio: float) -> tuple[str, float, float] | None:
         """(best baseline, the model's nll less that baseline's, its standard error, paired over cells)."""
         by_name = self.scores[ratio]
-        nll = {name: scores.metrics()["nll"] for name, scores in by_name.items() if name != MODEL}
-        if MODEL not in by_name or not nll:
+        nll = {name: scores.metrics()["nll"] for name, scores in by_name.items()}
+        nll = {name: value for name, value in nll.items() if np.isfinite(value)}
+        if nll.pop(MODEL, None) is None or not nll:
             return None
         best = min(nll, key=nll.get)
         return best, *nll_difference(by_name[MODEL], by_name[best])
@@ -109,31 +120,44 @@ def score_inpainting(
     model: Predictor | None = None,
     train: TrainingCells | None = None,
     baselines: Mapping[str, type[Baseline]] = BASELINES,
-    fitted: Mapping[str, Predictor] | None = None,
+    fitted: Mapping[str, Predictor | PointPredictor] | None = None,
+    fit_to_asked: Mapping[str, FitToAsked] | None = None,
     seed: int = 0,
     repeats: int = 1,
+    calibrated: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> InpaintResult:
     """Score at each mask ratio, on the same hidden positions for all.
 
     train: cells that the baselines are fitted on, same genes; without them there are no baselines.
     fitted: further baselines, which serve all mask ratios as they are.
+    fit_to_asked: further ones, which are fitted to the cells that they will be asked about, for each hiding of them.
     seed: what is hidden is a function of (seed, place of the cell, place of the gene).
     repeats: how many times each cell is hidden and scored, with seed, seed + 1, ....
+    calibrated: score calibration as well, which takes as long as all other scores.
     """
     mean_count = np.asarray(cells.counts.mean(axis=0)).ravel() if train is None else train.mean_count
     deciles = expression_deciles(mean_count)
     result = {}
     for ratio in mask_ratios:
         check_mask_ratio(ratio, len(cells.gene_index))
-        predictors: dict[str, Predictor] = {} if model is None else {MODEL: model}
+        predictors: dict[str, Predictor | PointPredictor] = {} if model is None else {MODEL: model}
         if train is not None:
             hidden = _hidden_in_training(train, ratio, seed)
             say(f"{ratio:.0%} hidden: fitting {', '.join(baselines)}")
             predictors |= {name: kind.fit(train, hidden) for name, kind in baselines.items()}
         predictors |= fitted or {}
         say(f"{ratio:.0%} hidden: scoring")
-        result[ratio] = _score(predictors, cells, tokenizer, ratio, range(seed, seed + repeats), deciles)
+        seeds = range(seed, seed + repeats)
+        result[ratio] = _score(predictors, cells, tokenizer, ratio, seeds, deciles, calibrated)
+        if train is not None and fit_to_asked:
+            for one in seeds:
+                asked = _asked(cells, tokenizer, ratio, one)
+                for name, fit in fit_to_asked.items():
+                    say(f"{ratio:.0%} hidden: fitting and scoring {name}")
+                    predictor = {name: fit(train, hidden, asked)}
+                    scores = _score(predictor, cells, tokenizer, ratio, [one], deciles, calibrated)[name]
+                    result[ratio][name] = result[ratio][name] + scores if name in result[ratio] else scores
     return InpaintResult(result)
 
 
@@ -144,13 +168,24 @@ def check_mask_ratio(ratio: float, num_genes: int | None = None) -> None:
         raise UserError(f"--mask-ratios: {ratio:g} of {num_genes} genes hides none or all of them; take another.")
 
 
+def _asked(cells: HeldOutCells, tokenizer: Tokenizer, ratio: float, seed: int) -> AskedCells:
+    """All cells with the counts hidden that `_score` hides."""
+    counts, visible = [], []
+    for batch in cells.batches(tokenizer):
+        evidence = hide(batch, hide_fraction(batch.is_pad, ratio, seed=seed, cell_index=batch.cell_index))
+        counts.append(sp.csr_matrix(evidence.counts.numpy()))
+        visible.append(evidence.visible.numpy())
+    return AskedCells(sp.vstack(counts, format="csr"), np.concatenate(visible))
+
+
 def _score(
-    predictors: Mapping[str, Predictor],
+    predictors: Mapping[str, Predictor | PointPredictor],
     cells: HeldOutCells,
     tokenizer: Tokenizer,
     ratio: float,
     seeds: Sequence[int],
     deciles: Int[np.ndarray, " genes"],
+    calibrated: bool = True,
 ) -> dict[str, CellScores]:
     parts: dict[str, list[CellScores]] = {name: [] for name in predictors}
     for batch in cells.batches(tokenizer):
@@ -162,15 +197,14 @@ def _score(
             evidence = hide(batch, hidden)
             table = tokenizer.decode_table(evidence.counts, evidence.visible).numpy()
             for name, predictor in predictors.items():
-                scores = score_cells(
-                    predictor.log_probs(evidence),
-                    batch.tokens.numpy(),
-                    batch.counts.numpy(),
-                    hidden.numpy(),
-                    table,
-                    deciles,
-                    within,
-                )
+                true = batch.counts.numpy()
+                if isinstance(predictor, PointPredictor):
+                    scores = score_points(predictor.expected_counts(evidence), true, hidden.numpy(), deciles)
+                else:
+                    log_p, tokens = predictor.log_probs(evidence), batch.tokens.numpy()
+                    scores = score_cells(
+                        log_p, tokens, true, hidden.numpy(), table, deciles, within, calibrated=calibrated
+                    )
                 repeated[name] = repeated[name] + scores if name in repeated else scores
         for name, scores in repeated.items():
             parts[name].append(scores)
@@ -188,8 +222,13 @@ def _hidden_in_training(train: TrainingCells, ratio: float, seed: int) -> np.nda
     return torch.cat(parts).numpy()
 
 
+def _calibration(scores: CellScores) -> dict:
+    values, errors = scores.calibration_metrics()
+    return {group: {**_finite(values[group]), "standard_error": _finite(errors[group])} for group in values}
+
+
 def _finite(values):
     """As plain numbers, with None for NaN, which JSON does not have."""
     if isinstance(values, dict):
-        return dict(zip(values, _finite(values.values()), strict=True))
-    return [float(value) if np.isfinite(value) else None for value in values]
+        return {name: _finite([value])[0] for name, value in values.items()}
+    return [_finite(value) if np.ndim(value) else float(value) if np.isfinite(value) else None for value in values]

@@ -8,12 +8,17 @@ nll_counts                  -log p(true count), for the count tokenizer only: nl
 accuracy                    share of positions where the most probable token is the true one
 accuracy_nonzero            the same over positions with x > 0
 mae_log1p                   |log1p(m) - log1p(x)|, mean over positions
+mae_log1p_median            the same with the median of p in the place of m: it is the median that makes such an error
+                            least. Where most counts are zeros it mostly is zero, and so is the best that can be said
 spearman_nonzero            rank correlation of m and x over a cell's positions with x > 0, mean over cells; 0 where m
                             is constant. Cells with fewer than 3 such positions, or one x at all, are left out
 zero_rate_error             |mean p(0) - share of x = 0|
 zero_rate_error_max_decile  the largest of these over ten groups of genes by mean expression
 crps                        continuous ranked probability score of log1p(count), mean over positions (Gneiting & Raftery
                             2007, "Strictly proper scoring rules", eq. 21): E|Y - y| - E|Y - Y'|/2
+
+A predictor that says one count m and no law has mae_log1p (with its m as the median, too) and spearman_nonzero; its
+other metrics are NaN.
 """
 
 from dataclasses import dataclass, fields
@@ -23,12 +28,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Integer
 from scipy.stats import rankdata
 
+from mdsc.evaluation.calibration import Calibration, calibration_of
+
 NUM_DECILES = 10
 LOWER_IS_BETTER = {
     "nll": True,
     "accuracy": False,
     "accuracy_nonzero": False,
     "mae_log1p": True,
+    "mae_log1p_median": True,
     "spearman_nonzero": False,
     "zero_rate_error": True,
     "zero_rate_error_max_decile": True,
@@ -47,20 +55,27 @@ class CellScores:
     correct: Float64[np.ndarray, " cells"]
     correct_nonzero: Float64[np.ndarray, " cells"]
     error_log1p: Float64[np.ndarray, " cells"]
+    error_log1p_median: Float64[np.ndarray, " cells"]
     crps: Float64[np.ndarray, " cells"]
     spearman: Float64[np.ndarray, " cells"]
     spearman_defined: Float64[np.ndarray, " cells"]
     decile_positions: Float64[np.ndarray, "cells deciles"]
     zeros_predicted: Float64[np.ndarray, "cells deciles"]
     zeros_observed: Float64[np.ndarray, "cells deciles"]
+    calibration: Calibration | None
+    """None where there is no law, or nobody asked."""
 
     @classmethod
     def concatenated(cls, parts: list["CellScores"]) -> "CellScores":
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in cls._arrays()}
+        known = [part.calibration for part in parts if part.calibration is not None]
+        return cls(**joined, calibration=Calibration.concatenated(known) if known else None)
 
     def __add__(self, other: "CellScores") -> "CellScores":
         """Scores of the same cells, hidden twice."""
-        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        summed = {name: getattr(self, name) + getattr(other, name) for name in self._arrays()}
+        one, two = self.calibration, other.calibration
+        return type(self)(**summed, calibration=None if one is None or two is None else one + two)
 
     def metrics(self) -> dict[str, float]:
         return {name: float(value[0]) for name, value in self._weighted(np.ones((1, len(self.nll)))).items()}
@@ -69,6 +84,21 @@ class CellScores:
         """Standard deviation of each metric when the cells are drawn with replacement (bootstrap)."""
         draws = self._weighted(bootstrap_weights(len(self.nll), num_draws))
         return {name: float(np.std(value, ddof=1)) for name, value in draws.items()}
+
+    def calibration_metrics(self, num_draws: int = 200) -> tuple[dict, dict]:
+        """{group: {metric: value}} of `Calibration`, and the standard errors of the same (bootstrap over cells); both
+        empty where there is none."""
+        if self.calibration is None:
+            return {}, {}
+        values = self.calibration.weighted(np.ones((1, len(self.nll))))
+        draws = self.calibration.weighted(bootstrap_weights(len(self.nll), num_draws))
+        return (
+            {group: {name: value[0] for name, value in of_group.items()} for group, of_group in values.items()},
+            {
+                group: {name: np.std(value, axis=0, ddof=1) for name, value in of_group.items()}
+                for group, of_group in draws.items()
+            },
+        )
 
     def zero_rates(self) -> tuple[Float64[np.ndarray, " deciles"], Float64[np.ndarray, " deciles"]]:
         """Predicted and observed share of zeros among the hidden positions of each decile of genes; NaN without any."""
@@ -79,7 +109,7 @@ class CellScores:
         )
 
     def _weighted(self, weights: Float64[np.ndarray, "draws cells"]) -> dict[str, Float64[np.ndarray, " draws"]]:
-        total = {field.name: weights @ getattr(self, field.name) for field in fields(self)}
+        total = {name: weights @ getattr(self, name) for name in self._arrays()}
         positions = total["positions"]
         zero_gap = np.abs(total["zeros_predicted"] - total["zeros_observed"])
         gap = np.abs(total["zeros_predicted"].sum(axis=1) - total["zeros_observed"].sum(axis=1))
@@ -89,6 +119,7 @@ class CellScores:
             "accuracy": _ratio(total["correct"], positions),
             "accuracy_nonzero": _ratio(total["correct_nonzero"], total["nonzero"]),
             "mae_log1p": _ratio(total["error_log1p"], positions),
+            "mae_log1p_median": _ratio(total["error_log1p_median"], positions),
             "spearman_nonzero": _ratio(total["spearman"], total["spearman_defined"]),
             "zero_rate_error": _ratio(gap, positions),
             "zero_rate_error_max_decile": decile_gap.max(axis=1),
@@ -97,6 +128,10 @@ class CellScores:
         if self.nll_within_token.any():
             metrics["nll_counts"] = _ratio(total["nll"] + total["nll_within_token"], positions)
         return metrics
+
+    @classmethod
+    def _arrays(cls) -> list[str]:
+        return [field.name for field in fields(cls) if field.name != "calibration"]
 
 
 def score_cells(
@@ -107,9 +142,12 @@ def score_cells(
     table: Float64[np.ndarray, "cells V"],
     deciles: Int[np.ndarray, " genes"],
     nll_within_token: Float64[np.ndarray, "cells genes"] | None = None,
+    *,
+    calibrated: bool = True,
 ) -> CellScores:
     """Scores of one batch of cells. tokens, counts: the truth; table: `decode_table`; deciles: `expression_deciles`;
-    nll_within_token: -log p(count | token), where the tokenizer has it."""
+    nll_within_token: -log p(count | token), where the tokenizer has it; calibrated: with `Calibration`, which takes as
+    long as all the rest."""
     num_cells = len(log_probs)
     cell, gene = np.nonzero(hidden)
     log_p = log_probs[cell, gene]
@@ -119,35 +157,88 @@ def score_cells(
     correct = log_p.argmax(axis=1) == token
     # Cell by cell, because each has its own counts for the tokens.
     bounds = np.searchsorted(cell, np.arange(num_cells + 1))
-    mean, crps, spearman = np.empty(len(cell)), np.empty(len(cell)), np.empty(num_cells)
+    mean, median, crps = np.empty(len(cell)), np.empty(len(cell)), np.empty(len(cell))
     for i, (start, stop) in enumerate(pairwise(bounds)):
         rows = slice(start, stop)
         mean[rows] = p[rows] @ table[i]
+        below_half = (p[rows].cumsum(axis=1) < 0.5).sum(axis=1)
+        median[rows] = table[i][np.minimum(below_half, len(table[i]) - 1)]
         crps[rows] = crps_of(p[rows], np.log1p(table[i]), np.log1p(count[rows]))
-        spearman[i] = _spearman(mean[rows][is_nonzero[rows]], count[rows][is_nonzero[rows]])
+
+    within = np.zeros(len(cell)) if nll_within_token is None else nll_within_token[cell, gene]
+    return _summed(
+        num_cells,
+        cell,
+        deciles[gene],
+        count,
+        mean,
+        median=median,
+        zeros_predicted=p[:, 0],
+        nll=-np.take_along_axis(log_p, token[:, None], axis=1)[:, 0],
+        nll_within_token=within,
+        correct=correct,
+        correct_nonzero=correct & is_nonzero,
+        crps=crps,
+        calibration=calibration_of(p, cell, count, table, mean) if calibrated else None,
+    )
+
+
+def score_points(
+    expected: Float32[np.ndarray, "cells genes"],
+    counts: Integer[np.ndarray, "cells genes"],
+    hidden: Bool[np.ndarray, "cells genes"],
+    deciles: Int[np.ndarray, " genes"],
+) -> CellScores:
+    """Scores of one batch of cells of which a predictor says one count each; NaN where a law would be needed."""
+    cell, gene = np.nonzero(hidden)
+    mean = expected[cell, gene].astype(np.float64)
+    unknown = np.full(len(cell), np.nan)
+    laws = dict.fromkeys(("zeros_predicted", "nll", "correct", "correct_nonzero", "crps"), unknown)
+    within = np.zeros(len(cell))
+    return _summed(
+        len(counts), cell, deciles[gene], counts[cell, gene], mean, median=mean, nll_within_token=within, **laws
+    )
+
+
+def _summed(
+    num_cells: int,
+    cell: Int[np.ndarray, " positions"],
+    decile: Int[np.ndarray, " positions"],
+    count: Integer[np.ndarray, " positions"],
+    mean: Float64[np.ndarray, " positions"],
+    *,
+    median: Float64[np.ndarray, " positions"],
+    zeros_predicted: Float[np.ndarray, " positions"],
+    calibration: Calibration | None = None,
+    **sums: np.ndarray,
+) -> CellScores:
+    """Sums per cell of what is known of each hidden position, which are in the order of the cells."""
+    is_nonzero = count > 0
+    bounds = np.searchsorted(cell, np.arange(num_cells + 1))
+    spearman = np.empty(num_cells)
+    for i, (start, stop) in enumerate(pairwise(bounds)):
+        expressed = is_nonzero[start:stop]
+        spearman[i] = _spearman(mean[start:stop][expressed], count[start:stop][expressed])
 
     def per_cell(values: np.ndarray) -> np.ndarray:
         return np.bincount(cell, weights=values, minlength=num_cells)
 
     def per_decile(values: np.ndarray) -> np.ndarray:
-        flat = np.bincount(cell * NUM_DECILES + deciles[gene], weights=values, minlength=num_cells * NUM_DECILES)
+        flat = np.bincount(cell * NUM_DECILES + decile, weights=values, minlength=num_cells * NUM_DECILES)
         return flat.reshape(num_cells, NUM_DECILES)
 
-    within = np.zeros(len(cell)) if nll_within_token is None else nll_within_token[cell, gene]
     return CellScores(
         positions=per_cell(np.ones(len(cell))),
         nonzero=per_cell(is_nonzero),
-        nll=per_cell(-np.take_along_axis(log_p, token[:, None], axis=1)[:, 0]),
-        nll_within_token=per_cell(within),
-        correct=per_cell(correct),
-        correct_nonzero=per_cell(correct & is_nonzero),
         error_log1p=per_cell(np.abs(np.log1p(mean) - np.log1p(count))),
-        crps=per_cell(crps),
+        error_log1p_median=per_cell(np.abs(np.log1p(median) - np.log1p(count))),
         spearman=np.nan_to_num(spearman),
         spearman_defined=np.isfinite(spearman).astype(np.float64),
         decile_positions=per_decile(np.ones(len(cell))),
-        zeros_predicted=per_decile(p[:, 0]),
+        zeros_predicted=per_decile(zeros_predicted),
         zeros_observed=per_decile(~is_nonzero),
+        calibration=calibration,
+        **{name: per_cell(values) for name, values in sums.items()},
     )
 
 

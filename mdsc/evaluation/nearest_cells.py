@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
 from mdsc.evaluation.marginals import DepthMarginal
 from mdsc.evaluation.predictor import Baseline, Counts, LogProbs, TrainingCells, Visible
@@ -27,6 +27,7 @@ class NearestCells(Baseline):
     """
 
     train: TrainingCells
+    reference: "Reference"
     depth_marginal: DepthMarginal
     num_neighbours: int
     pseudo_count: float
@@ -48,7 +49,8 @@ class NearestCells(Baseline):
         sizes = np.array([k for k in NUM_NEIGHBOURS if k < num_cells] or [num_cells - 1])
         best = (np.inf, 0, 0.0, 0.0)
         pseudo_counts = np.array(PSEUDO_COUNTS)[:, None, None]
-        shape, depth = _distances(train, counts, visible)
+        reference = Reference.of(train)
+        shape, depth = reference.distances(counts, visible)
         for weight in DEPTH_WEIGHTS:
             distance = shape + weight * depth
             distance[np.arange(len(cells)), cells] = np.inf  # leave the cell itself out
@@ -62,10 +64,10 @@ class NearestCells(Baseline):
                 nll -= np.log(p).sum(axis=2)
             c, k = np.unravel_index(nll.argmin(), nll.shape)
             best = min(best, (float(nll[c, k]), int(sizes[k]), PSEUDO_COUNTS[c], weight))
-        return cls(train, depth_marginal, *best[1:])
+        return cls(train, reference, depth_marginal, *best[1:])
 
     def predict(self, counts: Counts, visible: Visible) -> LogProbs:
-        shape, depth = _distances(self.train, counts, visible)
+        shape, depth = self.reference.distances(counts, visible)
         nearest = _nearest(shape + self.depth_weight * depth, self.num_neighbours)
         p = self.pseudo_count * np.exp(self.depth_marginal.predict(counts, visible))
         num_genes, num_tokens = p.shape[1:]
@@ -77,22 +79,37 @@ class NearestCells(Baseline):
         return np.log(p, out=p)
 
 
-def _distances(
-    train: TrainingCells, counts: Counts, visible: Visible
-) -> tuple[Float32[np.ndarray, "cells train_cells"], Float32[np.ndarray, "cells train_cells"]]:
-    """1 - cosine over the visible genes, and squared difference of log depth, to every training cell."""
-    everything = np.ones_like(train.counts, dtype=bool)
-    train_depth = depth_ratio(train.counts, everything, train.mean_count)
-    depth = depth_ratio(counts, visible, train.mean_count)
-    reference = np.log1p(train.counts / train_depth[:, None]).astype(np.float32)
-    gene_mean = reference.mean(axis=0)
-    reference -= gene_mean
-    query = (np.log1p(counts / depth[:, None]).astype(np.float32) - gene_mean) * visible
-    mask = visible.astype(np.float32)
-    norms = np.sqrt((query**2).sum(axis=1)[:, None] * (mask @ (reference**2).T))
-    cosine = query @ reference.T / np.maximum(norms, 1e-6)
-    log_ratio = np.log(depth)[:, None] - np.log(train_depth)
-    return 1 - cosine, (log_ratio**2).astype(np.float32)
+@dataclass(frozen=True)
+class Reference:
+    """The training cells as they are compared with others: made once, as of 16,000 genes it takes a second."""
+
+    mean_count: Float[np.ndarray, " genes"]
+    gene_mean: Float32[np.ndarray, " genes"]
+    values: Float32[np.ndarray, "train_cells genes"]
+    """log1p(counts at equal depth) less the gene's mean."""
+    squares: Float32[np.ndarray, "train_cells genes"]
+    log_depth: Float[np.ndarray, " train_cells"]
+
+    @classmethod
+    def of(cls, train: TrainingCells) -> "Reference":
+        everything = np.ones_like(train.counts, dtype=bool)
+        depth = depth_ratio(train.counts, everything, train.mean_count)
+        values = np.log1p(train.counts / depth[:, None].astype(np.float32)).astype(np.float32)
+        gene_mean = values.mean(axis=0)
+        values -= gene_mean
+        return cls(train.mean_count, gene_mean, values, values**2, np.log(depth))
+
+    def distances(
+        self, counts: Counts, visible: Visible
+    ) -> tuple[Float32[np.ndarray, "cells train_cells"], Float32[np.ndarray, "cells train_cells"]]:
+        """1 - cosine over the visible genes, and squared difference of log depth, to every training cell."""
+        depth = depth_ratio(counts, visible, self.mean_count)
+        query = (np.log1p(counts / depth[:, None]).astype(np.float32) - self.gene_mean) * visible
+        mask = visible.astype(np.float32)
+        norms = np.sqrt((query**2).sum(axis=1)[:, None] * (mask @ self.squares.T))
+        cosine = query @ self.values.T / np.maximum(norms, 1e-6)
+        log_ratio = np.log(depth)[:, None] - self.log_depth
+        return 1 - cosine, (log_ratio**2).astype(np.float32)
 
 
 def _nearest(distance: Float32[np.ndarray, "cells train_cells"], k: int) -> Int[np.ndarray, "cells k"]:

@@ -1,18 +1,20 @@
 """report.png: the loss, the metrics beside the baselines, one cell being filled in, and the calibration of zeros."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mdsc.atomic import replacing
+from mdsc.evaluation.calibration import GROUPS, PIT_BINS
 from mdsc.evaluation.inpaint import MODEL, InpaintResult
 from mdsc.evaluation.unmasking import Unmasking
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
+    from matplotlib.figure import Figure, SubFigure
 
 METRICS = {"nll": "nats per hidden gene", "accuracy": "accuracy", "mae_log1p": "MAE of log1p(count)"}
 COLOURS = {
@@ -46,18 +48,18 @@ def save_report(
     losses = None if metrics_file is None or not metrics_file.is_file() else read_lines(metrics_file)
     panels = top.subplots(1, len(METRICS) + bool(losses), squeeze=False)[0]
     if losses:
-        _loss_curve(panels[0], losses)
+        loss_curve(panels[0], losses)
         panels = panels[1:]
     for axes, (metric, label) in zip(panels, METRICS.items(), strict=True):
-        _against_ratio(axes, result, metric, label)
+        against_ratio(axes, result, metric, label)
     handles, labels = panels[0].get_legend_handles_labels()
     top.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     if unmasking is None:
-        _calibration(bottom, result)
+        zero_rates(bottom, result)
     else:
         left, right = bottom.subfigures(1, 2, width_ratios=[2.4, 1], wspace=0.03)
-        _unmasking(left, unmasking)
-        _calibration(right, result)
+        draw_unmasking(left, unmasking)
+        zero_rates(right, result)
     if title:
         figure.suptitle(title, fontsize=13)
     with replacing(path) as beside:
@@ -69,7 +71,7 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _loss_curve(axes: "Axes", lines: list[dict]) -> None:
+def loss_curve(axes: "Axes", lines: list[dict]) -> None:
     def series(name: str) -> tuple[list, list]:
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         return [step for step, _ in points], [value for _, value in points]
@@ -81,10 +83,10 @@ def _loss_curve(axes: "Axes", lines: list[dict]) -> None:
         axes.plot(*series(name), color=COLOURS[MODEL], alpha=shade, marker="o", markersize=2.5, label=label)
     axes.set(title="Training", xlabel="optimiser step", ylabel=METRICS["nll"])
     axes.legend(frameon=False, fontsize=8)
-    _tidy(axes)
+    tidy(axes)
 
 
-def _against_ratio(axes: "Axes", result: InpaintResult, metric: str, label: str) -> None:
+def against_ratio(axes: "Axes", result: InpaintResult, metric: str, label: str) -> None:
     """The majority token is left out: it is so far off that the others would be one line. The model's bars are standard
     errors over cells; most of it is shared by all predictors, so that differences are much surer than they look."""
     ratios = list(result.scores)
@@ -107,10 +109,10 @@ def _against_ratio(axes: "Axes", result: InpaintResult, metric: str, label: str)
     axes.set(title=label, xlabel="share of genes hidden", xticks=ratios)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.margins(x=0.08)
-    _tidy(axes)
+    tidy(axes)
 
 
-def _unmasking(figure: "SubFigure", unmasking: Unmasking) -> None:
+def draw_unmasking(figure: "Figure | SubFigure", unmasking: Unmasking) -> None:
     from matplotlib.colors import Normalize
 
     genes = np.argsort(-unmasking.mean_count, kind="stable")[:GENES_SHOWN]
@@ -134,7 +136,7 @@ def _unmasking(figure: "SubFigure", unmasking: Unmasking) -> None:
     bar.set_label("count")
 
 
-def _calibration(figure: "SubFigure", result: InpaintResult) -> None:
+def zero_rates(figure: "Figure | SubFigure", result: InpaintResult) -> None:
     """At the highest mask ratio: predicted against observed share of zeros, and the difference, by decile of genes."""
     ratio = max(result.scores)
     by_name = result.scores[ratio]
@@ -152,11 +154,26 @@ def _calibration(figure: "SubFigure", result: InpaintResult) -> None:
     below.set(xlabel="observed share of zeros", ylabel="difference")
     limit = max(0.02, *(abs(value) for value in below.get_ylim()))
     below.set_ylim(-limit, limit)
-    _tidy(above)
-    _tidy(below)
+    tidy(above)
+    tidy(below)
 
 
-def _tidy(axes: "Axes") -> None:
+def pit_histograms(figure: "Figure | SubFigure", result: InpaintResult, names: Sequence[str]) -> None:
+    """At the highest mask ratio: a row for each group of positions, a column for each predictor."""
+    by_name = result.scores[max(result.scores)]
+    centres = (np.arange(PIT_BINS) + 0.5) / PIT_BINS
+    panels = figure.subplots(len(GROUPS), len(names), sharex=True, sharey="row", squeeze=False)
+    for row, group, where in zip(panels, GROUPS, ("all hidden", "1 or more expected"), strict=True):
+        for axes, name in zip(row, names, strict=True):
+            pit = by_name[name].calibration_metrics(num_draws=2)[0][group]["pit"]
+            axes.bar(centres, np.nan_to_num(pit) * PIT_BINS, 1 / PIT_BINS, color=COLOURS.get(name, "0.65"))
+            axes.axhline(1, color="black", linewidth=1)
+            axes.set(xlim=(0, 1), title=name.replace("_", " ") if row is panels[0] else "")
+            tidy(axes)
+        row[0].set_ylabel(f"density, {where}")
+
+
+def tidy(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.93", linewidth=0.8)
     axes.set_axisbelow(True)

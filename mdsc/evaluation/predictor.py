@@ -1,6 +1,8 @@
-"""What the harness asks of a model and of a baseline: log-probabilities of tokens, from visible counts alone."""
+"""What the harness asks of a model and of a baseline, from visible counts alone: log-probabilities of tokens; of those
+that have none, one count for each hidden position."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -15,6 +17,7 @@ from mdsc.diffusion.evidence import Evidence
 Counts = Int32[np.ndarray, "cells genes"]
 Visible = Bool[np.ndarray, "cells genes"]
 LogProbs = Float32[np.ndarray, "cells genes V"]
+ExpectedCounts = Float32[np.ndarray, "cells genes"]
 
 
 @runtime_checkable
@@ -27,6 +30,30 @@ class Predictor(Protocol):
         What is said of visible positions is never scored.
         """
         ...
+
+
+@runtime_checkable
+class PointPredictor(Protocol):
+    """Says what to expect of each hidden count, and nothing of how likely others are."""
+
+    def expected_counts(self, cells: Evidence) -> ExpectedCounts:
+        """(cells, genes), 0 or more. What is said of visible positions is never scored."""
+        ...
+
+
+@dataclass(frozen=True)
+class AskedCells:
+    """All held-out cells with the counts hidden that will be asked for. A method that denoises a matrix has to have
+    them beforehand; `Evidence.cell_index` of what it is asked later is the row here."""
+
+    counts: sp.csr_matrix
+    """(cells, genes), nothing where a count is hidden."""
+    visible: Visible
+
+
+FitToAsked = Callable[["TrainingCells", Visible, AskedCells], Predictor | PointPredictor]
+"""(train, hidden, asked) -> predictor, anew for each mask ratio and each draw of what is hidden. hidden: positions of
+the training cells, as for `Baseline.fit`."""
 
 
 class Baseline(ABC):

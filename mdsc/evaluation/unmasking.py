@@ -10,8 +10,8 @@ from mdsc.data.tokenizers import Tokenizer
 from mdsc.diffusion.corruption import hide_fraction
 from mdsc.diffusion.evidence import Evidence, Predict, hide
 from mdsc.evaluation.inpaint import HeldOutCells
-from mdsc.sampling.ancestral import ancestral
 from mdsc.sampling.options import SamplerOptions
+from mdsc.sampling.samplers import draw_hidden
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def unmask_one_cell(
     def keep(step: int, state: Evidence) -> None:
         states.append(state)
 
-    ancestral(predict, evidence, tokenizer, SamplerOptions(num_steps=num_steps), seed=seed, callback=keep)
+    draw_hidden(predict, evidence, tokenizer, SamplerOptions(num_steps=num_steps), seed=seed, callback=keep)
     return Unmasking(
         counts=torch.cat([state.counts for state in states]).cpu().numpy(),
         visible=torch.cat([state.visible for state in states]).cpu().numpy(),

@@ -4,22 +4,12 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mdsc.model.attention import Attending, attend
 from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.configuration import MdscConfig
-from mdsc.model.keyed_dropout import KeyedDropout, Keys
-from mdsc.model.trunk_block import TrunkBlock
-
-
-def modulate(
-    x: Float[Tensor, "batch genes hidden"],
-    shift: Float[Tensor, "batch 1 hidden"],
-    scale: Float[Tensor, "batch 1 hidden"],
-) -> Float[Tensor, "batch genes hidden"]:
-    """Layer norm without affine, then the condition's own."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+from mdsc.model.keyed_dropout import Keys
+from mdsc.model.trunk_block import TrunkBlock, modulate
 
 
 class Attention(nn.Module):
@@ -46,15 +36,7 @@ class DiTBlock(TrunkBlock):
     """x + gate * attention(modulated x), then the same with an MLP. Gates start at zero: the identity."""
 
     def __init__(self, config: MdscConfig):
-        super().__init__()
-        mlp_size = int(config.mlp_ratio * config.hidden_size)
-        self.modulation = ZeroLinear(config.hidden_size, 6 * config.hidden_size)
-        self.attention = Attention(config)
-        self.mlp = nn.Sequential(
-            nn.Linear(config.hidden_size, mlp_size), nn.GELU("tanh"), nn.Linear(mlp_size, config.hidden_size)
-        )
-        self.attention_dropout = KeyedDropout(config.dropout)
-        self.mlp_dropout = KeyedDropout(config.dropout)
+        super().__init__(config, Attention, num_parts=6)
 
     def add(
         self,
@@ -66,8 +48,7 @@ class DiTBlock(TrunkBlock):
     ) -> Float[Tensor, "batch genes hidden"]:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None, :].chunk(6, dim=-1)
         attended = self.attention(modulate(x, shift_a, scale_a), attending)
-        x = x + gate_a * self.attention_dropout(attended, attention_keys)
-        return x + gate_m * self.mlp_dropout(self.mlp(modulate(x, shift_m, scale_m)), mlp_keys)
+        return self.gated(x, attended, (gate_a, shift_m, scale_m, gate_m), attention_keys, mlp_keys)
 
 
 class FinalLayer(nn.Module):

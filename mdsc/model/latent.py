@@ -12,11 +12,10 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
 from mdsc.model.attention import Attending, attend
-from mdsc.model.blocks import modulate
 from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.keyed_dropout import KeyedDropout, Keys
-from mdsc.model.trunk_block import TrunkBlock
+from mdsc.model.trunk_block import TrunkBlock, modulate
 
 WIDTH_STEP = 64
 """Columns that are read of a cell are a multiple of this: few shapes, and such as kernels like."""
@@ -119,15 +118,7 @@ class LatentReadout(TrunkBlock):
     """Each gene looks at the latents, then goes through an MLP of its own. Gates start at zero: the identity."""
 
     def __init__(self, config: MdscConfig):
-        super().__init__()
-        mlp_size = int(config.mlp_ratio * config.hidden_size)
-        self.modulation = ZeroLinear(config.hidden_size, 8 * config.hidden_size)
-        self.attention = CrossAttention(config)
-        self.mlp = nn.Sequential(
-            nn.Linear(config.hidden_size, mlp_size), nn.GELU("tanh"), nn.Linear(mlp_size, config.hidden_size)
-        )
-        self.attention_dropout = KeyedDropout(config.dropout)
-        self.mlp_dropout = KeyedDropout(config.dropout)
+        super().__init__(config, CrossAttention, num_parts=8)
 
     def add(
         self,
@@ -144,8 +135,7 @@ class LatentReadout(TrunkBlock):
         ].chunk(8, dim=-1)
         source = modulate(latents, shift_s, scale_s)
         attended = self.attention(modulate(x, shift_a, scale_a), source, attending)
-        x = x + gate_a * self.attention_dropout(attended, attention_keys)
-        return x + gate_m * self.mlp_dropout(self.mlp(modulate(x, shift_m, scale_m)), mlp_keys)
+        return self.gated(x, attended, (gate_a, shift_m, scale_m, gate_m), attention_keys, mlp_keys)
 
 
 def over_columns(implementation: str, filled: Bool[Tensor, "batch width"], num_queries: int) -> Attending:

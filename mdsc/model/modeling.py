@@ -27,6 +27,7 @@ from mdsc.model.cell_state import CellState, ZeroLinear
 from mdsc.model.conditions import ConditionResponse, Conditions, ZeroEmbedding
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.feature_table import FeatureTable
+from mdsc.model.gene_blocks import gene_blocks
 from mdsc.model.gene_evidence import NUM_FEATURES, GeneEvidence, GeneResponse
 from mdsc.model.latent import LatentRead, LatentReadout
 
@@ -180,6 +181,7 @@ class MdscModel(PreTrainedModel):
         fold: Int[Tensor, " batch"] | None = None,
         pathway_only: bool = False,
         max_nonzero: int | None = None,
+        genes_per_pass: int | None = None,
     ) -> MdscOutput:
         """Logits of each gene's token.
 
@@ -210,14 +212,31 @@ class MdscModel(PreTrainedModel):
             if self.config.factor_size:
                 x = x + self.evidence_to_genes(torch.cat([evidence, surprise], dim=-1))
             condition = F.silu(self.state_to_condition(torch.cat([summary, state], dim=-1)) + condition)
-            is_latent = self.config.backbone == "latent"
-            how = attending(self.config._attn_implementation, x, None if is_latent else is_pad)
-            between = self.latent_read(x, tokens, condition, how.implementation, max_nonzero) if is_latent else x
-            for block in self.blocks:
-                between = block(between, condition, how)  # (batch, genes or latents, hidden)
-            x = self.latent_readout(x, between, condition, how) if is_latent else between
-            logits = logits + self.final(x, condition)
+            if genes_per_pass is None or genes_per_pass >= x.shape[1]:
+                logits = logits + self._backbone(x, tokens, condition, is_pad, max_nonzero)
+            else:
+                for place in gene_blocks(gene_ids, genes_per_pass):
+                    here = (torch.arange(len(x), device=x.device)[:, None], place)
+                    pads = None if is_pad is None else is_pad[here]
+                    logits[here] += self._backbone(x[here], tokens[here], condition, pads, max_nonzero)
         return MdscOutput(logits=logits, cell_state=state)
+
+    def _backbone(
+        self,
+        x: Float[Tensor, "batch genes hidden"],
+        tokens: Int[Tensor, "batch genes"],
+        condition: Float[Tensor, "batch hidden"],
+        is_pad: Bool[Tensor, "batch genes"] | None,
+        max_nonzero: int | None,
+    ) -> Float[Tensor, "batch genes tokens"]:
+        """What it adds to the logits of these genes."""
+        is_latent = self.config.backbone == "latent"
+        how = attending(self.config._attn_implementation, x, None if is_latent else is_pad)
+        between = self.latent_read(x, tokens, condition, how.implementation, max_nonzero) if is_latent else x
+        for block in self.blocks:
+            between = block(between, condition, how)  # (batch, genes or latents, hidden)
+        x = self.latent_readout(x, between, condition, how) if is_latent else between
+        return self.final(x, condition)
 
 
 def _align(model: nn.Module) -> None:

@@ -1,80 +1,166 @@
 """Counts of an AnnData hidden, filled in by the model and put beside the ones that were there.
 
-What is added to a copy of the AnnData, whose X, obs, var and other parts stay as they are:
+What is added to a copy of the AnnData, whose X, obs, var and other parts stay as they are: the layers that
+`mdsc.sampling.filled_layers` lists (CSR), and
 
-    layers["mdsc_sampled"]   CSR int32: one draw of all hidden counts of a cell together; visible counts as they were
-    layers["mdsc_mean"]      dense float32: expected count of each hidden gene given the visible ones; else the count
-    layers["mdsc_hidden"]    CSR bool: which counts were hidden
     var["mdsc_modelled"]     bool: which genes the model knows; the others are kept as they are and never hidden
     uns["mdsc"]              how it was made
+
+`Inpainting` gives the layers a portion of cells at a time, which the command writes to a file at constant memory, and
+`inpaint_anndata` collects.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int64
-from torch import Tensor
+from jaxtyping import Bool, Float64, Int64
 
 from mdsc.checkpoint import Checkpoint
-from mdsc.data.anndata_counts import read_counts
-from mdsc.diffusion.corruption import hide_fraction
-from mdsc.diffusion.evidence import Evidence
-from mdsc.errors import UserError
-from mdsc.sampling.conditions import CellConditions, Features, KnownConditions
-from mdsc.sampling.filled_layers import FilledLayers
-from mdsc.sampling.guidance import guided, require_conditions
+from mdsc.data.anndata_counts import CountSource, open_counts
+from mdsc.diffusion.evidence import Evidence, Predict
+from mdsc.sampling.conditions import CellConditions, ConditionRequest, Features, KnownConditions
+from mdsc.sampling.filled_layers import OURS, AnswerOptions, Portion, filled_portion, joined
+from mdsc.sampling.guidance import guided
+from mdsc.sampling.hiding import Hiding
 from mdsc.sampling.inpaint import fill
-from mdsc.sampling.loaded_model import cells_per_pass, opened, predictor, provenance
+from mdsc.sampling.keyword_options import taken_from
+from mdsc.sampling.loaded_model import opened, predictor, provenance
 from mdsc.sampling.options import SamplerOptions
+from mdsc.sampling.pass_size import PassOptions, PassSize, pass_size
 from mdsc.sampling.progress import SamplingProgress
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
     from anndata import AnnData
 
+READ_POSITIONS = 2**22
+"""Cells times genes that are read at once."""
 
-@dataclass(frozen=True)
-class Hiding:
-    """Which counts of a cell are taken as unknown."""
 
-    mask_ratio: float
-    impute_zeros: bool
-    seed: int
+@dataclass(frozen=True, eq=False)
+class Inpainting:
+    """What is settled before the first cell is filled in."""
+
+    checkpoint: Checkpoint
+    source: CountSource
+    places: Int64[np.ndarray, " modelled"]
+    """In the vocabulary, ascending, so that a gene gets the same draws wherever it stands in the input."""
+    columns: Int64[np.ndarray, " modelled"]
+    """Of these genes in the input."""
+    asked: ConditionRequest
+    conditions: CellConditions
+    hiding: Hiding
+    sampling: SamplerOptions
+    answer: AnswerOptions
+    size: PassSize
 
     @classmethod
-    def of(cls, mask_ratio: float | None, impute_zeros: bool, seed: int) -> "Hiding":
-        """Checked as a user gave them."""
-        if mask_ratio is not None and not 0 <= mask_ratio <= 1:
-            raise UserError(f"--mask-ratio is {mask_ratio}; it takes a share between 0 and 1, e.g. 0.8.")
-        if impute_zeros and mask_ratio:
-            raise UserError(
-                f"--impute-zeros hides the zeros and nothing else; give it with --mask-ratio 0, not {mask_ratio}."
-            )
-        if not impute_zeros and not mask_ratio:
-            what = "is not given" if mask_ratio is None else "0 hides nothing"
-            raise UserError(
-                f"--mask-ratio {what}: give the share of each cell's genes to hide, e.g. --mask-ratio 0.8,\n"
-                "or --mask-ratio 0 --impute-zeros to treat the zeros of the cells as possibly missing."
-            )
-        return cls(mask_ratio or 0.0, impute_zeros, seed)
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        source: CountSource,
+        hiding: Hiding,
+        *,
+        asked: ConditionRequest,
+        sampling: SamplerOptions,
+        answer: AnswerOptions,
+        passes: PassOptions,
+        say: Callable[[str], None],
+    ) -> "Inpainting":
+        """UserError for what cannot be filled in; `say` is told what is worth knowing."""
+        places = checkpoint.vocabulary.match_var(source.var, source.name)
+        known = KnownConditions(checkpoint.model, asked.features)
+        conditions = known.of_cells(source.obs, asked.condition, say)
+        asked.check_guidance(known, conditions)
+        columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
+        size = pass_size(checkpoint, len(columns), passes)
+        say(_described(source, places, checkpoint))
+        say(hiding.said(len(columns)))
+        hiding.check(len(columns))
+        return cls(checkpoint, source, places[columns], columns, asked, conditions, hiding, sampling, answer, size)
 
-    def hidden(
-        self, counts: Int[Tensor, "cells genes"], cell_index: Int[Tensor, " cells"]
-    ) -> Bool[Tensor, "cells genes"]:
-        if self.impute_zeros:
-            return counts == 0
-        # Which are hidden is a function of seed and cell alone; no count is looked at.
-        no_pads = torch.zeros_like(counts, dtype=torch.bool)
-        return hide_fraction(no_pads, self.mask_ratio, seed=self.seed, cell_index=cell_index)
+    @property
+    def num_cells(self) -> int:
+        return len(self.source.obs)
 
-    def said(self, num_genes: int) -> str:
-        if self.impute_zeros:
-            return f"hiding the zeros among the {num_genes:,} modelled genes of each cell"
-        return f"hiding {round(self.mask_ratio * num_genes):,} of the {num_genes:,} modelled genes of each cell"
+    @property
+    def is_modelled(self) -> Bool[np.ndarray, " genes"]:
+        return np.isin(np.arange(len(self.source.var)), self.columns)
+
+    def progress(self, *, show: bool) -> SamplingProgress:
+        passes = self.sampling.num_steps * self.answer.num_draws + 1
+        return SamplingProgress("filling in", self.num_cells, passes, show=show)
+
+    def portions(self, progress: SamplingProgress, first: int = 0) -> Iterator[Portion]:
+        """The cells from `first` on, as many at once as a pass takes. Portions begin at multiples of that number
+        whatever `first` is, so that cells have the same mates in an interrupted run, to the bit."""
+        size = self.size.cells
+        assert first % size == 0
+        predict = progress.watch(guided(predictor(self.checkpoint, self.size.genes), self.asked.guidance))
+        progress.done(first)
+        start = first
+        for chunk in self.source.chunks(max(1, READ_POSITIONS // len(self.source.var) // size) * size, first):
+            for row in range(0, chunk.shape[0], size):
+                counts = chunk[row : row + size]
+                yield self._portion(predict, counts, start)
+                start += counts.shape[0]
+                progress.done(start)
+
+    def _portion(self, predict: Predict, counts: "sp.csr_matrix", start: int) -> Portion:
+        device = self.checkpoint.model.device
+        evidence = evidence_of(counts[:, self.columns], self.places, start, self.conditions, self.hiding)
+        filled = fill(
+            predict,
+            self.checkpoint.tokenizer,
+            evidence.to(device),
+            self.sampling,
+            seed=self.hiding.seed,
+            num_draws=self.answer.num_draws,
+            with_sd=self.answer.with_sd,
+            levels=self.answer.levels,
+        )
+        return filled_portion(counts, self.columns, filled.to("cpu"), evidence.hidden, self.answer)
+
+    def about(self) -> dict:
+        """How it is made, in types that h5ad keeps."""
+        given = dict(self.asked.condition)
+        return {
+            "task": "impute_zeros" if self.hiding.impute_zeros else "inpaint",
+            "mask_ratio": self.hiding.mask_ratio,
+            "seed": self.hiding.seed,
+            **self.sampling.record(),
+            "num_draws": self.answer.num_draws,
+            "quantiles": np.array(self.answer.levels, dtype=float),
+            "mean_floor": self.answer.mean_floor,
+            "genes_per_pass": self.size.genes or len(self.columns),
+            "counts": self.source.location,
+            "conditions": given,
+            "conditions_from_obs": [name for name in self.conditions.labels if name not in given],
+            "guidance": self.asked.guidance,
+            "genes_modelled": len(self.columns),
+            "genes_not_modelled": len(self.source.var) - len(self.columns),
+            **provenance(self.checkpoint),
+        }
+
+    def found(self, totals: Float64[np.ndarray, " 4"], say: Callable[[str], None]) -> dict:
+        """What is known once all cells are done: for uns["mdsc"], and told."""
+        cells, empty, expected, left_out = totals.tolist()
+        if empty:
+            say(
+                f"{empty:,.0f} of {cells:,.0f} cells have no counts at all: what is filled in there is what the model "
+                "takes an empty droplet for; leave them out"
+            )
+        share = left_out / expected if expected else 0.0
+        if share:
+            say(
+                f"mdsc_mean leaves out what is expected below {self.answer.mean_floor:g} counts: {share:.2%} of the "
+                "hidden counts that are expected (--mean-floor)"
+            )
+        return {"mean_left_out": share}
 
 
 def inpaint_anndata(
@@ -88,12 +174,11 @@ def inpaint_anndata(
     condition_features: Features | None = None,
     guidance: float = 1.0,
     seed: int = 0,
-    batch_size: int | None = None,
     copy: bool = True,
     name: str = "the AnnData",
     say: Callable[[str], None] | None = None,
     show_progress: bool = False,
-    **sampling,
+    **options,
 ) -> "AnnData":
     """Hide counts of each cell and fill them in; see the top of this file for what the result holds.
 
@@ -111,50 +196,29 @@ def inpaint_anndata(
         condition_features: features of levels that the model has not seen, e.g. {"drug": "new_drugs.parquet"}.
         guidance: how much conditions count: 1 is the model itself, 0 leaves them out (`mdsc.sampling.guidance`).
         seed: what is hidden and what is drawn in a cell depends on the seed, the cell's row and its visible counts.
-        batch_size: cells at once; by default what suits the device. It changes no result but by rounding.
         copy: False adds to `adata` itself.
         name: what messages call the AnnData.
         say: told what is worth knowing, a line at a time, e.g. `print`.
         show_progress: draw a bar, if the output is a terminal.
-        sampling: fields of `SamplerOptions`, e.g. num_steps=64; the means take one pass, and depend on none of them.
+        options: fields of `SamplerOptions` (e.g. num_steps=64), `AnswerOptions` (num_draws, quantiles, mean_floor) and
+            `PassOptions` (batch_size, genes_per_pass, max_memory).
     """
     hiding = Hiding.of(mask_ratio, impute_zeros, seed)
-    options = SamplerOptions(**sampling)
+    sampling, answer, passes = taken_from(options, SamplerOptions, AnswerOptions, PassOptions)
     say = say or _say_nothing
-    checkpoint = opened(checkpoint)
-    cells = read_counts(adata, layer, name)
-    places = checkpoint.vocabulary.match_var(cells.var, name)
-    known = KnownConditions(checkpoint.model, condition_features)
-    conditions = known.of_cells(cells.obs, condition or {}, say)
-    require_conditions(guidance, known.names, conditions.names)
-
-    # In the order of the vocabulary, so that a gene gets the same draws wherever it stands in the input.
-    columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
-    say(_described(name, cells.counts, cells.var.index, places, checkpoint.vocabulary.naming_column(cells.var)))
-    say(hiding.said(len(columns)))
-    if not impute_zeros and round(hiding.mask_ratio * len(columns)) == 0:
-        raise UserError(
-            f"--mask-ratio {mask_ratio} hides none of the {len(columns)} modelled genes; give a larger one."
+    with open_counts(adata, layer, name) as source:
+        inpainting = Inpainting.of(
+            opened(checkpoint),
+            source,
+            hiding,
+            asked=ConditionRequest(condition or {}, condition_features or {}, guidance),
+            sampling=sampling,
+            answer=answer,
+            passes=passes,
+            say=say,
         )
-
-    layers = FilledLayers(cells.counts.shape, columns)
-    size = cells_per_pass(len(columns), batch_size, checkpoint.model.device)
-    with SamplingProgress("filling in", len(cells.obs), options.num_steps + 1, show=show_progress) as progress:
-        predict = progress.watch(guided(predictor(checkpoint), guidance))
-        for start in range(0, len(cells.obs), size):
-            rows = slice(start, start + size)
-            block = cells.counts[rows]
-            evidence = evidence_of(block[:, columns], places[columns], start, conditions, hiding)
-            filled = fill(
-                predict,
-                checkpoint.tokenizer,
-                evidence,
-                options,
-                seed=seed,
-                device=checkpoint.model.device,
-            )
-            layers.add(block, filled, evidence.hidden)
-            progress.done(start + block.shape[0])
+        with inpainting.progress(show=show_progress) as progress:
+            portions = list(inpainting.portions(progress))
 
     if layer == "raw":
         result = adata.raw.to_adata()
@@ -162,20 +226,12 @@ def inpaint_anndata(
         result = adata.to_memory()
     else:
         result = adata.copy() if copy else adata
-    layers.put_into(result)
-    result.uns["mdsc"] = {
-        "task": "impute_zeros" if impute_zeros else "inpaint",
-        "mask_ratio": hiding.mask_ratio,
-        "seed": seed,
-        **asdict(options),
-        "counts": layer or "X",
-        "conditions": dict(condition or {}),
-        "conditions_from_obs": [name for name in conditions.level_ids if name not in (condition or {})],
-        "guidance": guidance,
-        "genes_modelled": len(columns),
-        "genes_not_modelled": len(places) - len(columns),
-        **provenance(checkpoint),
-    }
+    for stale in filter(OURS.fullmatch, list(result.layers)):
+        del result.layers[stale]
+    for layer_name in answer.layers:
+        result.layers[layer_name] = joined([portion.layers[layer_name] for portion in portions])
+    result.var["mdsc_modelled"] = inpainting.is_modelled
+    result.uns["mdsc"] = inpainting.about() | inpainting.found(sum(portion.totals for portion in portions), say)
     return result
 
 
@@ -203,13 +259,11 @@ def evidence_of(
     )
 
 
-def _described(
-    name: str, counts: "sp.csr_matrix", names, places: Int64[np.ndarray, " genes"], column: str | None
-) -> str:
-    text = f"{name}: {counts.shape[0]:,} cells x {counts.shape[1]:,} genes"
-    if column:
+def _described(source: CountSource, places: Int64[np.ndarray, " genes"], checkpoint: Checkpoint) -> str:
+    text = f"{source.name}: {len(source.obs):,} cells x {len(places):,} genes"
+    if column := checkpoint.vocabulary.naming_column(source.var):
         text += f", named by var[{column!r}]"
-    unknown = names[places < 0].astype(str)
+    unknown = source.var.index[places < 0].astype(str)
     if len(unknown) == 0:
         return f"{text}, all of which the model knows"
     some = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")

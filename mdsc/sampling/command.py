@@ -1,31 +1,42 @@
 """`mdsc sample`, `python sample.py`: fill in hidden counts of cells, or generate cells.
 
 python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0.8 --output filled.h5ad
+python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0.8 --num-draws 10 --output filled.h5ad
 python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0 --impute-zeros --output filled.h5ad
 python sample.py --checkpoint runs/a --num-cells 500 --condition drug=DMSO_TF --guidance 2 --output generated.h5ad
+
+Any number of cells in the same memory; a command that was interrupted goes on when it is given again.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import tyro
 
-from mdsc.checkpoint import Checkpoint, checkpoint_folder, newest_run
+from mdsc.atomic import alone
+from mdsc.checkpoint import Checkpoint, checkpoint_folder, newest_run, weights_digest
 from mdsc.config.flags import parse_flags
+from mdsc.data.anndata_counts import open_counts
+from mdsc.data.h5ad_writer import H5adWriter
 from mdsc.data.level_features import feature_files
 from mdsc.errors import UserError
-from mdsc.sampling.anndata_files import check_output, read_h5ad, read_obs, write_h5ad
-from mdsc.sampling.anndata_generation import generate_anndata
-from mdsc.sampling.anndata_inpainting import Hiding, inpaint_anndata
-from mdsc.sampling.conditions import condition_pairs
-from mdsc.sampling.guidance import check_guidance
+from mdsc.sampling.anndata_files import check_output, read_obs, write_filled
+from mdsc.sampling.anndata_generation import Generation
+from mdsc.sampling.anndata_inpainting import Inpainting
+from mdsc.sampling.conditions import ConditionRequest, condition_pairs
+from mdsc.sampling.filled_layers import AnswerOptions
+from mdsc.sampling.finished_cells import FinishedCells, task_digest
 from mdsc.sampling.held_out_cells import held_out_cells
+from mdsc.sampling.hiding import Hiding
 from mdsc.sampling.loaded_model import opened
 from mdsc.sampling.options import SamplerOptions
+from mdsc.sampling.pass_size import PassOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,13 +50,14 @@ class SampleConfig:
     """h5ad file with raw counts; by default the held-out cells of the run's shards."""
     output: Path | None = None
     """h5ad file to write; by default filled.h5ad or generated.h5ad in the checkpoint folder (here, if it is of the
-    hub)."""
+    hub). One that is there is replaced at the end."""
     mask_ratio: float | None = None
     """Share of each cell's genes to hide and fill in, between 0 and 1."""
     impute_zeros: bool = False
     """With --mask-ratio 0: fill in the zeros, given the nonzero counts alone; a heuristic that expects too much."""
     layer: str | None = None
     """Where the counts of the input are: the name of a layer, or "raw"; by default X."""
+    answer: Annotated[AnswerOptions, tyro.conf.arg(name="")] = field(default_factory=AnswerOptions)
     num_cells: int | None = None
     """Generate so many cells instead of filling in."""
     genes: Path | None = None
@@ -62,8 +74,7 @@ class SampleConfig:
     sampling: Annotated[SamplerOptions, tyro.conf.arg(name="")] = field(default_factory=SamplerOptions)
     seed: int = 0
     """Seeds what is hidden and what is drawn; a cell's draws depend on it and on the cell's row."""
-    batch_size: int | None = None
-    """Cells at once; by default what suits the device. It changes no result but by rounding."""
+    passes: Annotated[PassOptions, tyro.conf.arg(name="")] = field(default_factory=PassOptions)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -82,7 +93,7 @@ def sample(config: SampleConfig) -> Path:
 
     _check(config)
     is_filling = config.num_cells is None and config.conditions_from is None
-    condition = condition_pairs(chain(*config.condition))
+    asked = _asked(config)
     folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
     if config.checkpoint is None:
         say(f"--checkpoint is not given: taking {folder}, the newest run")
@@ -92,48 +103,120 @@ def sample(config: SampleConfig) -> Path:
     checkpoint = opened(folder)
     if config.output is None:
         say(f"--output is not given: writing {output}")
+    if output.exists():
+        say(f"{output} is there already: it will be replaced when all cells are done")
 
     started = time.monotonic()
-    options = {
-        "condition": condition,
-        "condition_features": feature_files(config.condition_features, "--condition-features"),
-        "guidance": config.guidance,
-        "say": say,
-        **asdict(config.sampling),
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "show_progress": True,
-    }
-    if is_filling:
-        adata, name = _cells(config, checkpoint, say)
-        result = inpaint_anndata(
-            checkpoint,
-            adata,
-            mask_ratio=config.mask_ratio,
-            impute_zeros=config.impute_zeros,
-            layer=config.layer,
-            copy=False,
-            name=name,
-            **options,
-        )
-        what = "layers mdsc_sampled, mdsc_mean and mdsc_hidden"
-    else:
-        genes = None if config.genes is None else _listed(config.genes)
-        taken = None if config.conditions_from is None else read_obs(config.conditions_from)
-        number = len(taken) if config.num_cells is None else config.num_cells
-        result = generate_anndata(checkpoint, number, conditions_from=taken, genes=genes, **options)
-        what = f"{result.n_obs:,} new cells x {result.n_vars:,} genes"
-    write_h5ad(result, output)
+    what = (_fill_in if is_filling else _generate)(config, checkpoint, asked, folder, output, say)
     say(f"wrote {output}: {what} ({time.monotonic() - started:.0f} s)")
     return output
+
+
+def _fill_in(
+    config: SampleConfig,
+    checkpoint: Checkpoint,
+    asked: ConditionRequest,
+    folder: Path,
+    output: Path,
+    say: Callable[[str], None],
+) -> str:
+    cells, name = _cells(config, checkpoint, say)
+    names = tuple(checkpoint.model.config.condition_levels or {})
+    with open_counts(cells, config.layer, name, obs_columns=names) as source:
+        inpainting = Inpainting.of(
+            checkpoint,
+            source,
+            Hiding.of(config.mask_ratio, config.impute_zeros, config.seed),
+            asked=asked,
+            sampling=config.sampling,
+            answer=config.answer,
+            passes=config.passes,
+            say=say,
+        )
+        about = inpainting.about()
+        told = about | {"told": inpainting.conditions.digest()}
+        digest = _digest(checkpoint, folder, told, inpainting.size.cells, cells)
+        with _kept(output, digest, len(source.var), say) as finished:
+            with inpainting.progress(show=True) as progress:
+                for portion in inpainting.portions(progress, finished.num_cells):
+                    finished.add(portion)
+            found = inpainting.found(finished.totals, say)
+            write_filled(
+                cells, output, finished, config.answer, layer=config.layer, is_modelled=inpainting.is_modelled,
+                uns=about | found,
+            )  # fmt: skip
+    *first, last = config.answer.layers
+    return f"layers {', '.join(first)} and {last} of {inpainting.num_cells:,} cells"
+
+
+def _generate(
+    config: SampleConfig,
+    checkpoint: Checkpoint,
+    asked: ConditionRequest,
+    folder: Path,
+    output: Path,
+    say: Callable[[str], None],
+) -> str:
+    taken = None if config.conditions_from is None else read_obs(config.conditions_from)
+    num_cells = len(taken) if config.num_cells is None else config.num_cells
+    generation = Generation.of(
+        checkpoint,
+        num_cells,
+        asked=asked,
+        conditions_from=taken,
+        genes=None if config.genes is None else _listed(config.genes),
+        seed=config.seed,
+        sampling=config.sampling,
+        passes=config.passes,
+        say=say,
+    )
+    about, symbols = generation.about(), generation.symbols
+    told = about | {"told": generation.conditions.digest()}
+    digest = _digest(checkpoint, folder, told, generation.size.cells, (num_cells, symbols))
+    with _kept(output, digest, len(symbols), say) as finished:
+        with generation.progress(show=True) as progress:
+            for portion in generation.portions(progress, finished.num_cells):
+                finished.add(portion)
+        columns = tuple(generation.conditions.labels)
+        with H5adWriter(output, columns, generation.var, symbols, {"mdsc": about}) as writer:
+            first = 0
+            for portion in finished:
+                counts = portion.layers["X"]
+                names = generation.names(first, counts.shape[0])
+                writer.write(counts, generation.labels(slice(first, first + len(names))), names)
+                first += len(names)
+    return f"{num_cells:,} new cells x {len(symbols):,} genes"
+
+
+@contextmanager
+def _kept(output: Path, digest: str, num_columns: int, say: Callable[[str], None]) -> Iterator[FinishedCells]:
+    """Alone with the output; what fails to be written is told, and what is done is kept."""
+    try:
+        with alone(output), FinishedCells(output, digest, num_columns, say) as finished:
+            yield finished
+    except OSError as error:
+        raise UserError(
+            f"--output: {output} cannot be written: {error.strerror or error}.\n"
+            "Mend that and give the same command again: it goes on after the cells that are done."
+        ) from error
+
+
+def _digest(checkpoint: Checkpoint, folder: Path, about: Mapping[str, Any], size: int, cells: Any) -> str:
+    """Of all that the numbers depend on. A file of cells is known by its size and its time."""
+    if isinstance(cells, Path):
+        cells = (str(cells.absolute()), cells.stat().st_size, cells.stat().st_mtime_ns)
+    elif not isinstance(cells, tuple):
+        cells = (cells.obs_names.tolist(), int(cells.X.sum()))
+    device = checkpoint.model.device.type
+    task = {"about": about, "cells": cells, "size": size, "device": device, "torch": torch.__version__}
+    return task_digest(task | {"weights": weights_digest(folder), "tokenizer": str(checkpoint.tokenizer)})
 
 
 def _check(config: SampleConfig) -> None:
     """What can be told before anything is read."""
     if config.output is not None:
         check_output(config.output, config.input)
-    check_guidance(config.guidance)
-    feature_files(config.condition_features, "--condition-features")
+    _asked(config)
     if config.num_cells is None and config.conditions_from is None:
         if config.mask_ratio is None and config.input is None and not config.impute_zeros:
             raise UserError(
@@ -149,6 +232,8 @@ def _check(config: SampleConfig) -> None:
         ("--mask-ratio", config.mask_ratio),
         ("--impute-zeros", config.impute_zeros or None),
         ("--layer", config.layer),
+        ("--quantiles", config.answer.quantiles),
+        ("--num-draws", None if config.answer.num_draws == 1 else config.answer.num_draws),
     ):
         if value is not None:
             raise UserError(f"{flag} is for filling in cells, and --num-cells generates new ones: give one of the two.")
@@ -156,10 +241,15 @@ def _check(config: SampleConfig) -> None:
         raise UserError(f"--conditions-from: there is no file {config.conditions_from}.")
 
 
-def _cells(config: SampleConfig, checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple["AnnData", str]:
-    """The AnnData to fill in, and what messages call it."""
+def _asked(config: SampleConfig) -> ConditionRequest:
+    files = feature_files(config.condition_features, "--condition-features")
+    return ConditionRequest(condition_pairs(chain(*config.condition)), files, config.guidance)
+
+
+def _cells(config: SampleConfig, checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple["Path | AnnData", str]:
+    """What to fill in, and what messages call it."""
     if config.input is not None:
-        return read_h5ad(config.input, config.layer), str(config.input)
+        return config.input, str(config.input)
     if config.layer is not None:
         raise UserError("--layer is a place in the --input; the held-out cells of a run have none.")
     return held_out_cells(checkpoint, say)

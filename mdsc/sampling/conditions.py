@@ -1,5 +1,6 @@
 """Conditions of cells, as a user names them, to what the model is told: ids of levels, vectors of their features."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from mdsc.data.condition_levels import level_ids, near_names
 from mdsc.data.level_features import LevelFeatures, read_features
 from mdsc.errors import UserError
 from mdsc.model.modeling import MdscModel
+from mdsc.sampling.guidance import check_guidance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,9 +38,36 @@ def condition_pairs(texts: Iterable[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, eq=False)
+class ConditionRequest:
+    """What a user asks for."""
+
+    condition: Mapping[str, str]
+    """Level of each condition, the same for all cells."""
+    features: Features
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_guidance(self.guidance)
+
+    def check_guidance(self, known: "KnownConditions", told: "CellConditions") -> None:
+        """UserError where guidance has nothing to work on."""
+        if self.guidance == 1:
+            return
+        if not known.names:
+            raise UserError(f"--guidance {self.guidance:g}: the model was trained without conditions; leave it out.")
+        if not told.names:
+            raise UserError(
+                f"--guidance {self.guidance:g} follows conditions, and none is given: give --condition NAME=LEVEL "
+                f"(the model knows {', '.join(known.names)})."
+            )
+
+
+@dataclass(frozen=True, eq=False)
 class CellConditions:
     """What is known of some cells; a few bytes for each, whatever the length of the vectors."""
 
+    labels: dict[str, np.ndarray]
+    """(cells,) of str each, as they were given; "" where nothing is."""
     level_ids: dict[str, Int64[np.ndarray, " cells"]]
     """0 where a level has no embedding: it is unknown, or has features alone."""
     vector_rows: dict[str, Int64[np.ndarray, " cells"]]
@@ -51,6 +80,15 @@ class CellConditions:
         with_any = [name for name, ids in self.level_ids.items() if ids.any()]
         with_any += [name for name, rows in self.vector_rows.items() if (rows >= 0).any()]
         return tuple(dict.fromkeys(with_any))
+
+    def digest(self) -> str:
+        """SHA-256 of all that a model is told, in hex."""
+        found = hashlib.sha256()
+        for name in sorted(self.labels):
+            found.update(name.encode() + self.level_ids[name].tobytes())
+            if name in self.vector_rows:
+                found.update(self.vector_rows[name].tobytes() + self.vectors[name].numpy().tobytes())
+        return found.hexdigest()
 
     def block(self, rows: slice, device: torch.device | str = "cpu") -> dict[str, dict[str, Tensor]]:
         """`categories` and `vectors` of some cells, as `Evidence` and `generate` take them."""
@@ -146,4 +184,4 @@ class KnownConditions:
             for name, text in labels.items()
             if name in self.row_of
         }
-        return CellConditions(ids, rows, self.vectors)
+        return CellConditions(dict(labels), ids, rows, self.vectors)

@@ -43,18 +43,5 @@ def check_guidance(guidance: float) -> None:
         )
 
 
-def require_conditions(guidance: float, known: tuple[str, ...], told: tuple[str, ...]) -> None:
-    """UserError where guidance has nothing to work on. known: conditions of the model; told: those of the cells."""
-    if guidance == 1:
-        return
-    if not known:
-        raise UserError(f"--guidance {guidance:g}: the model was trained without conditions; leave it out.")
-    if not told:
-        raise UserError(
-            f"--guidance {guidance:g} follows conditions, and none is given: give --condition NAME=LEVEL "
-            f"(the model knows {', '.join(known)})."
-        )
-
-
 def _log_p(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)

@@ -1,30 +1,31 @@
-"""Filling the hidden counts of cells, and generating cells of which nothing is known, a bounded number at a time."""
+"""Filling the hidden counts of cells, and generating cells of which nothing is known. All cells at once: who has many
+gives them in parts (`mdsc.sampling.pass_size`)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mdsc.data.batch import CellBatch
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.diffusion.evidence import Evidence, Predict
-from mdsc.sampling.ancestral import DEFAULTS, ancestral
-from mdsc.sampling.options import SamplerOptions
-
-MAX_LOGITS = 2**25
-"""Logits (cells * genes * V) that the model computes at once: 128 MiB in float32, and a few times that in passing."""
+from mdsc.sampling.options import DEFAULTS, SamplerOptions
+from mdsc.sampling.posterior import Posterior, posterior
+from mdsc.sampling.samplers import draw_hidden
 
 
 @dataclass(frozen=True)
 class Filled:
     """Counts of whole cells; visible ones are the evidence's own, pads are 0."""
 
-    sampled: Int[Tensor, "cells genes"]
-    """One draw of all hidden counts of a cell together."""
-    mean: Float32[Tensor, "cells genes"]
-    """Expected count at each position, given the visible counts alone."""
+    draws: tuple[Int[Tensor, "cells genes"], ...]
+    """Independent draws, each of all hidden counts of a cell together."""
+    posterior: Posterior
+    """Of each position by itself, given the visible counts alone."""
+
+    def to(self, device: torch.device | str) -> "Filled":
+        return Filled(tuple(draw.to(device) for draw in self.draws), self.posterior.to(device))
 
 
 def fill(
@@ -34,29 +35,19 @@ def fill(
     options: SamplerOptions = DEFAULTS,
     *,
     seed: int = 0,
-    max_logits: int = MAX_LOGITS,
-    device: torch.device | str | None = None,
+    num_draws: int = 1,
+    with_sd: bool = False,
+    levels: Sequence[float] = (),
 ) -> Filled:
-    """Sample the hidden counts of each cell, and their posterior means.
+    """Sample the hidden counts of each cell `num_draws` times, and say what is to be expected of each.
 
-    options, seed: see `ancestral`; the means depend on none of them.
-    max_logits: bound on cells * genes * V in a forward pass (but at least one cell); it changes no result.
-    device: where the model is; results come back to where the evidence is.
+    options, seed: see `draw_hidden`; draw d has draw_index d. with_sd, levels: see `posterior`, which depends on
+    neither options nor seed.
     """
-    size = cells_at_once(evidence, tokenizer, max_logits)
     return Filled(
-        _in_parts(lambda part: ancestral(predict, part, tokenizer, options, seed=seed), evidence, size, device),
-        _in_parts(lambda part: posterior_mean(predict, tokenizer, part), evidence, size, device),
+        tuple(draw_hidden(predict, evidence, tokenizer, options, seed=seed, draw_index=d) for d in range(num_draws)),
+        posterior(predict, tokenizer, evidence, with_sd=with_sd, levels=levels),
     )
-
-
-@torch.no_grad()
-def posterior_mean(predict: Predict, tokenizer: Tokenizer, evidence: Evidence) -> Float32[Tensor, "batch genes"]:
-    """Expected counts given the visible ones, by one forward pass; visible counts are kept, pads are 0."""
-    p = torch.softmax(evidence.predict(predict, tokenizer).float(), dim=-1)
-    counts = tokenizer.decode_table(evidence.counts, evidence.visible).float()
-    mean = (p * counts[:, None, :]).sum(dim=-1)
-    return torch.where(evidence.hidden, mean, evidence.counts.float())
 
 
 def generate(
@@ -70,8 +61,6 @@ def generate(
     categories: Mapping[str, Int[Tensor, " cells"]] | None = None,
     vectors: Mapping[str, Float[Tensor, "cells _"]] | None = None,
     seed: int = 0,
-    max_logits: int = MAX_LOGITS,
-    device: torch.device | str | None = None,
 ) -> Int[Tensor, "cells genes"]:
     """Counts of `num_cells` new cells over the genes `gene_ids` (vocabulary indices), from no evidence at all.
 
@@ -88,17 +77,4 @@ def generate(
         categories=categories or {},
         vectors=vectors or {},
     )
-    size = cells_at_once(nothing, tokenizer, max_logits)
-    return _in_parts(lambda part: ancestral(predict, part, tokenizer, options, seed=seed), nothing, size, device)
-
-
-def cells_at_once(cells: Evidence | CellBatch, tokenizer: Tokenizer, max_logits: int) -> int:
-    """How many cells one forward pass may take."""
-    return max(1, max_logits // (cells.counts.shape[1] * tokenizer.num_tokens))
-
-
-def _in_parts(
-    compute: Callable[[Evidence], Tensor], evidence: Evidence, size: int, device: torch.device | str | None
-) -> Tensor:
-    home = evidence.counts.device
-    return torch.cat([compute(part.to(device or home)).to(home) for part in evidence.split(size)])
+    return draw_hidden(predict, nothing, tokenizer, options, seed=seed)

@@ -7,10 +7,10 @@ from mdsc.progress import CellProgress
 
 
 class SamplingProgress(CellProgress):
-    """An output that is no terminal shows nothing."""
+    """An output that is no terminal gets a line now and then."""
 
     def __init__(self, what: str, num_cells: int, passes_per_cell: int, *, show: bool):
-        super().__init__(what, num_cells, show=show)
+        super().__init__(what, num_cells, show=show, lines=True)
         self.passes_per_cell = passes_per_cell
         self._cells_done = 0.0
 

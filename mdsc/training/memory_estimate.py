@@ -44,11 +44,6 @@ class MemoryEstimate:
     def total(self) -> int:
         return self.weights + self.gradients + self.moments + self.averaged + self.copies + self.activations
 
-    @property
-    def of_weights(self) -> int:
-        """What does not depend on the number of cells."""
-        return self.total - self.activations
-
     def __str__(self) -> str:
         parts = {
             "weights": self.weights,

@@ -1,0 +1,204 @@
+"""Generated cells beside real ones: every metric also between two halves of real cells, and for plain baselines.
+
+Real cells are cut at random into two halves, A and B. Generated cells, each baseline and half A, all of the same
+number, are compared with B: distances of small samples are large even for equal laws, and equally so for all that are
+compared. What A has is the floor. It is done anew for several cuts; their standard deviation is the noise of one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import scipy.sparse as sp
+
+from mdsc.errors import UserError
+from mdsc.evaluation.generation_baselines import BASELINES
+from mdsc.evaluation.generation_distances import (
+    chance_of_less,
+    classifier_auc,
+    has_pot,
+    mmd2,
+    nearest_distance,
+    squared_median,
+    wasserstein2,
+)
+from mdsc.evaluation.generation_gene_fits import (
+    CORRELATED_GENES,
+    correlation_fits,
+    depth_fits,
+    gene_fits,
+)
+from mdsc.evaluation.generation_space import ExpressionSpace, most_variable
+
+GENERATED, FLOOR = "generated", "real_half"
+LEAST_CELLS = 20
+CLASSIFIER_GENES = 1000
+SCALE_CELLS = 1000
+
+IDEAL = {
+    "mmd2": 0.0,
+    "w2": 0.0,
+    "auc_logistic": 0.5,
+    "auc_boosting": 0.5,
+    **{
+        f"{moment}_{fit}": ideal
+        for moment in ("mean", "variance", "zero_rate")
+        for fit, ideal in (("error", 0.0), ("pearson", 1.0), ("spearman", 1.0), ("slope", 1.0))
+    },
+    "correlation_error": 0.0,
+    "correlation_pearson": 1.0,
+    "depth_distance": 0.0,
+    "depth_ratio": 1.0,
+    "nearer_to_training": 0.5,
+    "copies": 0.0,
+}
+"""Each metric, and the value that the right law has, up to the noise of samples."""
+QUICK = ("mmd2", "w2", "mean_error", "zero_rate_error", "correlation_error", "depth_ratio")
+"""What is scored of each condition."""
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """{row: {metric: one value for each cut}}; rows: GENERATED, FLOOR and the baselines."""
+
+    values: dict[str, dict[str, list[float]]]
+    cells: int
+    """In each set that is compared."""
+
+    def mean(self, row: str, metric: str) -> float:
+        """NaN where it is not defined in some cut."""
+        return float(np.mean(self.values[row][metric]))
+
+    def deviation(self, row: str, metric: str) -> float:
+        values = self.values[row][metric]
+        return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+    def distance(self, row: str, metric: str) -> float:
+        """How far the mean is from the ideal."""
+        return abs(self.mean(row, metric) - IDEAL[metric])
+
+    def to_json(self) -> dict:
+        """{"model": {metric: mean, "standard_deviation": {...}}, "floor": ..., "baselines": {name: ...}}."""
+        rows = {
+            row: {metric: _finite(self.mean(row, metric)) for metric in values}
+            | {"standard_deviation": {metric: _finite(self.deviation(row, metric)) for metric in values}}
+            for row, values in self.values.items()
+        }
+        return {"model": rows.pop(GENERATED), "floor": rows.pop(FLOOR), "baselines": rows, "cells_compared": self.cells}
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What is fitted on training cells, once."""
+
+    train: sp.csr_matrix
+    space: ExpressionSpace
+    points: np.ndarray
+    scale: float
+    variable: np.ndarray
+    expressed: np.ndarray
+    rows: frozenset[bytes]
+
+    @classmethod
+    def of(cls, train: sp.csr_matrix) -> "_Reference":
+        space = ExpressionSpace.fit(train)
+        points = space.project(train)
+        some = np.random.default_rng(0).permutation(len(points))[:SCALE_CELLS]
+        total = np.asarray(train.sum(axis=0)).ravel()
+        return cls(
+            train=train,
+            space=space,
+            points=points,
+            scale=squared_median(points[some]),
+            variable=most_variable(space.log_normalised(train), CLASSIFIER_GENES),
+            expressed=np.argsort(-total, kind="stable")[:CORRELATED_GENES],
+            rows=frozenset(filter(None, _row_bytes(train))),
+        )
+
+
+def score_generation(
+    real: sp.csr_matrix,
+    generated: sp.csr_matrix,
+    train: sp.csr_matrix,
+    *,
+    most_cells: int = 1000,
+    repeats: int = 5,
+    seed: int = 0,
+    metrics: tuple[str, ...] = tuple(IDEAL),
+    say: Callable[[str], None] = lambda text: None,
+) -> GenerationResult:
+    """All of raw counts (cells, genes), the same genes; `train` shares no cell with `real`.
+
+    w2 is left out where POT is missing.
+    """
+    for name, counts, least in (("real", real, 2 * LEAST_CELLS), (GENERATED, generated, LEAST_CELLS)):
+        if counts.shape[0] < least:
+            raise UserError(f"--{name} has {counts.shape[0]} cells; the scores need {least} or more.")
+    if train.shape[0] < LEAST_CELLS:
+        raise UserError(f"--train has {train.shape[0]} cells; the scores need {LEAST_CELLS} or more.")
+    if not has_pot():
+        metrics = tuple(metric for metric in metrics if metric != "w2")
+    number = min(real.shape[0] // 2, generated.shape[0], most_cells)
+    reference = _Reference.of(train)
+    values: dict[str, dict[str, list[float]]] = {}
+    for cut in range(repeats):
+        say(f"cut {cut + 1} of {repeats}: {number:,} cells of each kind")
+        rng = np.random.default_rng([seed, cut])
+        order = rng.permutation(real.shape[0])
+        target = real[order[:number]]
+        candidates = {
+            GENERATED: generated[rng.permutation(generated.shape[0])[:number]],
+            FLOOR: real[order[number : 2 * number]],
+            **{name: make(train, number, rng) for name, make in BASELINES.items()},
+        }
+        for name, candidate in candidates.items():
+            row = values.setdefault(name, {metric: [] for metric in metrics})
+            found = _compare(candidate, target, reference, metrics, seed)
+            for metric in metrics:
+                row[metric].append(found[metric])
+    return GenerationResult(values, number)
+
+
+def _compare(
+    candidate: sp.csr_matrix, target: sp.csr_matrix, reference: _Reference, metrics: tuple[str, ...], seed: int
+) -> dict[str, float]:
+    space = reference.space
+    x, y = space.project(candidate), space.project(target)
+    found = gene_fits(candidate, target) | depth_fits(candidate, target)
+    expressed = [space.log_normalised(counts)[:, reference.expressed].toarray() for counts in (candidate, target)]
+    found |= correlation_fits(*expressed)
+    if "mmd2" in metrics:
+        found["mmd2"] = mmd2(x, y, reference.scale)
+    if "w2" in metrics:
+        found["w2"] = wasserstein2(x, y)
+    if "auc_logistic" in metrics:
+        values = [space.log_normalised(counts)[:, reference.variable].toarray() for counts in (candidate, target)]
+        found["auc_logistic"] = classifier_auc(*values, "logistic", seed)
+    if "auc_boosting" in metrics:
+        values = [_with_depth(x, candidate), _with_depth(y, target)]
+        found["auc_boosting"] = classifier_auc(*values, "boosting", seed)
+    if "nearer_to_training" in metrics:
+        nearest = [nearest_distance(points, reference.points) for points in (x, y)]
+        found["nearer_to_training"] = chance_of_less(*nearest)
+        found["copies"] = float(np.mean([row in reference.rows for row in _row_bytes(candidate) if row] or [0]))
+    return found
+
+
+def _with_depth(points: np.ndarray, counts: sp.csr_matrix) -> np.ndarray:
+    """Beside the components: what normalisation takes away."""
+    depth, detected = np.asarray(counts.sum(axis=1)).ravel(), np.diff(counts.indptr)
+    return np.column_stack([points, np.log1p(depth), detected])
+
+
+def _row_bytes(counts: sp.csr_matrix) -> list[bytes]:
+    """The content of each cell, equal for equal cells; empty for a cell without counts, which is nobody's copy."""
+    counts = counts.copy()
+    counts.sum_duplicates()
+    counts.eliminate_zeros()
+    indices, data, indptr = counts.indices.astype(np.int32), counts.data.astype(np.int32), counts.indptr
+    return [indices[a:b].tobytes() + data[a:b].tobytes() for a, b in pairwise(indptr)]
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
