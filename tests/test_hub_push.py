@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +15,7 @@ from tiny_run import flags, tiny_config, tiny_shards
 import mdsc
 from mdsc.checkpoint import save_checkpoint, weights_digest
 from mdsc.cli import main
+from mdsc.data.level_features import LevelFeatures, write_features
 from mdsc.data.quarantine import Quarantined
 
 SYMBOLS = [f"G{number}" for number in range(30)]
@@ -117,7 +119,10 @@ def test_the_card_tells_of_the_run(hub: HubStub, tmp_path: Path):
     shards = tiny_shards(tmp_path)
     config = tiny_config(tmp_path, max_steps=4)
     done = Path(config.output_dir)
-    assert main(["train", *flags(config), "--data.condition-columns", "drug"]) == 0
+    features = LevelFeatures(("drug 0", "drug 1", "drug 9"), np.eye(3), "here")
+    write_features(features, tmp_path / "drugs.parquet")
+    told = ["--data.condition-columns", "drug", "--data.condition-features", f"drug={tmp_path / 'drugs.parquet'}"]
+    assert main(["train", *flags(config), *told]) == 0
     assert push(done, "--license", "cc-by-4.0") == 0
     files = hub.repos["user/tiny"].files
     assert files.keys() >= FILES | {"training.yaml", "loss.png"}
@@ -129,6 +134,7 @@ def test_the_card_tells_of_the_run(hub: HubStub, tmp_path: Path):
         f"`{shards.digest}`",
         "48 genes",
         "Condition `drug`, 3 levels",
+        "Features of 3 names of `drug`, 1 of them without training cells",
         "Optimiser steps: 4\n",
         "max_steps 4, global_batch_size 16",
         "after 4 steps",

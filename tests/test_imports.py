@@ -37,8 +37,20 @@ MAY_IMPORT = {
 # Third-party module -> the only ones of mdsc that import it.
 ONLY_IN = {"accelerate": "training", "wandb": "training", "psutil": "training", "scanpy": "prep"}
 # Imported inside the functions that use them: each takes a second or is not always installed.
-LOCAL = {"anndata", "datasets", "diffusers", "h5py", "matplotlib", "numba", "pandas", "scanpy", "sklearn", "wandb"}
-LOCAL |= {"jinja2", "lightning", "magic", "ot", "scvi"}
+LOCAL = {
+    "anndata",
+    "datasets",
+    "diffusers",
+    "h5py",
+    "matplotlib",
+    "numba",
+    "pandas",
+    "rdkit",
+    "scanpy",
+    "sklearn",
+    "wandb",
+}
+LOCAL |= {"jinja2", "lightning", "magic", "ot", "rdkit", "scvi"}
 # Modules whose package has another name, and may not be installed: of the extras `baselines` and `eval`.
 OPTIONAL = {"scvi": ["scvi-tools"], "lightning": ["scvi-tools"], "magic": ["magic-impute"], "ot": ["POT"]}
 # What a machine that only trains or samples need not have.
@@ -149,7 +161,7 @@ def distributions(requirements: list[str]) -> set[str]:
 
 def test_what_is_imported_is_what_pyproject_names():
     optional = project()["optional-dependencies"]
-    extras = [name for extra in ("baselines", "demo", "eval", "fast", "wandb") for name in optional[extra]]
+    extras = [name for extra in ("baselines", "chem", "demo", "eval", "fast", "wandb") for name in optional[extra]]
     named = distributions(project()["dependencies"] + extras)
     providers = importlib.metadata.packages_distributions() | OPTIONAL
     imported = {_top(found) for found in imports() if not found.for_types} - sys.stdlib_module_names - {"mdsc", "h5py"}

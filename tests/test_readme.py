@@ -27,6 +27,7 @@ SHORTENED = {
 # Files that the commands write or that a user brings, and so are not in the repository.
 NOT_OURS = re.compile(
     r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.(png|html)|\w+\.h5ad)$|^config\.json$|^shared/"
+    r"|_features\.parquet$"
     r"|^train-\d+-of-|_metadata\.parquet$"  # Tahoe's
 )
 ACCELERATE = {
@@ -127,6 +128,7 @@ def help_text() -> str:
             "prepare tahoe",
             "prepare demo",
             "prepare mixture",
+            "prepare features",
             "verify",
             "shards-to-h5ad",
             "push",
@@ -144,6 +146,7 @@ def help_text() -> str:
             "loader.py",
             "train_step.py",
             "backbones.py",
+            "conditions.py",
             "transcriptome.py",
             "kill_resume.py",
             "gene_blocks.py",

@@ -1,5 +1,8 @@
 """The simulator: its cells follow its truth, and are the same however many are asked for and wherever they go."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pytest
@@ -95,3 +98,23 @@ def test_wrong_options_are_told(tmp_path):
         main(["--num-cells", "10"])
     with pytest.raises(UserError, match="no more genes per drug than genes"):
         SimulationConfig(num_genes=10)
+
+
+def test_effects_may_be_linear_in_features_and_drugs_without_training_cells(tmp_path: Path):
+    sizes = {"num_cells": 600, "num_genes": 30, "genes_per_drug": 6, "num_drugs": 5}
+    config = SimulationConfig(**sizes, feature_size=2, unseen_drugs=2)
+    truth = Truth.of(config)
+    assert np.linalg.matrix_rank(truth.effects) == 2
+    known = truth.features[1:4]
+    weights = np.linalg.lstsq(known, truth.effects[1:4], rcond=None)[0]
+    np.testing.assert_allclose(truth.features @ weights, truth.effects, atol=1e-10)
+    folder = simulate_shards(truth, tmp_path / "shards")
+    assert folder.manifest.conditions["drug"] == ("control", "drug1", "drug2", "drug3")
+    obs = simulate_anndata(truth).obs
+    assert set(obs["drug"][obs["split"] == "heldout"]) == set(truth.drugs)
+    loaded = Truth.load(tmp_path / "shards" / "truth.safetensors")
+    np.testing.assert_array_equal(loaded.features, truth.features)
+    plain = Truth.of(replace(config, feature_size=0))
+    np.testing.assert_array_equal(plain.features, np.zeros((6, 0)))
+    plain.save(tmp_path / "truth.safetensors")
+    assert Truth.load(tmp_path / "truth.safetensors").features.shape == (6, 0)

@@ -24,6 +24,9 @@ class DataConfig:
     group, row): the same cells for every seed."""
     condition_columns: tuple[str, ...] = ()
     """Condition columns of the shards that the model is told (drug, cell_line, ...)."""
+    condition_features: tuple[str, ...] = ()
+    """Features of the levels of some of these columns, as COLUMN=FILE (`mdsc prepare features` makes them): levels that
+    no training cell has can then be asked for. The checkpoint keeps them."""
     verify: bool = True
     """Compare the hash of each row group that is read with the manifest's."""
     cache_dir: str | None = None
@@ -65,6 +68,8 @@ class ModelConfig:
     """Width of a block's MLP over hidden_size."""
     state_size: int = 64
     """Size of the cell state that the pathway beside attention carries."""
+    condition_rank: int = 32
+    """Rank of what conditions add to each gene's logits by themselves; 0 leaves that to the cell state."""
     gene_init: Literal["svd", "random"] = "svd"
     """Start of the gene vectors: a truncated SVD of the training cells, or noise."""
     state_pooling: Literal["posterior", "mean"] = "posterior"
@@ -128,6 +133,13 @@ class OptimConfig:
     """Learning rate at the end, as a share of the peak."""
     clip_norm: float = 1.0
     """Gradients are clipped to this norm."""
+    condition_dropout: float = 0.1
+    """Share of cells of which all conditions are unknown in a step: guidance needs a model of cells without any."""
+    column_dropout: float = 0.1
+    """Share of cells of which a condition is unknown, for each of several, so that some may be given without others."""
+    level_dropout: float = 0.5
+    """Share of cells that are told the features of a level and not which level it is, where a condition has features:
+    else a level without cells, which has nothing else, would be like none that was trained on."""
     ema_decay: float = 0.999
     """Decay of the averaged weights, warmed up; these are what is validated, saved and sampled from."""
     ema_device: Literal["device", "cpu"] = "device"

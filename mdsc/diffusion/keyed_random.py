@@ -22,6 +22,7 @@ class Stream(IntEnum):
     TOKEN = 4  # and with what
     DROPOUT = 5  # which features a layer drops
     BLOCK = 6  # which genes a backbone sees together
+    CONDITION = 16  # which conditions of a cell are unknown in training
 
 
 def keyed_uniform(*keys: int | Tensor, after: int | Tensor = 0) -> Float64[Tensor, "..."]:

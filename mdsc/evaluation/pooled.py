@@ -46,7 +46,7 @@ def pooled_config(run: TrainConfig, data_dir: str, output_dir: str, max_steps: i
     """The options of a run, with the pathway alone for a model, and only the schedule that suits it."""
     return replace(
         run,
-        data=replace(run.data, dir=data_dir, condition_columns=()),
+        data=replace(run.data, dir=data_dir, condition_columns=(), condition_features=()),
         model=replace(run.model, num_layers=0, factor_size=0, attention="sdpa"),
         train=replace(
             run.train,

@@ -36,6 +36,12 @@ class MdscConfig(PreTrainedConfig):
     """Levels of each categorical condition, in the order of their ids 1, 2, ...; id 0 is the null."""
     vector_sizes: dict[str, int] | None = None
     """Length of each vector condition."""
+    feature_names: dict[str, list[str]] | None = None
+    """Columns of which the levels have vectors: the names that have one, levels of training cells and others."""
+    feature_sizes: dict[str, int] | None = None
+    """Features of each of these columns, as they were before they became vectors."""
+    condition_rank: int = 0
+    """Rank of what conditions add to each gene's logits by themselves; 0 leaves it out."""
 
     def __post_init__(self, **kwargs):
         # transformers keeps unknown keys silently; a misspelt size would then leave its default in place.

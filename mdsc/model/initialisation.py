@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 
 from mdsc.config.schema import ModelConfig
+from mdsc.data.level_features import FittedFeatures
 from mdsc.data.shard_statistics import CellFactors, ShardStatistics
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.model.configuration import MdscConfig
@@ -26,9 +27,13 @@ def build_model(
     tokenizer: Tokenizer,
     shard_statistics: ShardStatistics,
     condition_levels: dict[str, tuple[str, ...]] | None = None,
-    vector_sizes: dict[str, int] | None = None,
+    features: dict[str, FittedFeatures] | None = None,
 ) -> MdscModel:
-    """A new model for these genes and tokens. Random numbers come from torch's global generator."""
+    """A new model for these genes and tokens. Random numbers come from torch's global generator.
+
+    features: of the levels of some of the condition columns.
+    """
+    features = features or {}
     num_genes, num_tokens = shard_statistics.token_frequency.shape
     model = MdscModel(
         MdscConfig(
@@ -46,7 +51,10 @@ def build_model(
             state_dropout=config.state_dropout,
             dropout=config.dropout,
             condition_levels={name: list(levels) for name, levels in (condition_levels or {}).items()},
-            vector_sizes=dict(vector_sizes or {}),
+            vector_sizes={name: fitted.size for name, fitted in features.items()},
+            feature_names={name: list(fitted.names) for name, fitted in features.items()},
+            feature_sizes={name: len(fitted.mean) for name, fitted in features.items()},
+            condition_rank=config.condition_rank if condition_levels else 0,
             attn_implementation=config.attention,
         )
     )
@@ -58,6 +66,11 @@ def build_model(
             _start_from_svd(model, shard_statistics.factors)
         if config.factor_size:
             _set_gene_evidence(model.gene_evidence, shard_statistics)
+        for name, fitted in features.items():
+            table = model.conditions.table(name)
+            _set(table.vectors, fitted.vectors)
+            _set(table.mean, fitted.mean)
+            _set(table.basis, fitted.basis)
     return model
 
 

@@ -1,8 +1,9 @@
 """MdscModel: logits of every gene's token from the visible tokens of a cell.
 
 - gene-conditioned: a gene is told by its id, never by its position; permuting the genes permutes the output
-- logits = log of the gene's token frequencies + low-rank head of the cell state + response to the gene's own evidence +
-  head of the backbone (DiT or latent); all but the first start at zero, so that step 0 is the gene-marginal baseline
+- logits = log of the gene's token frequencies + low-rank head of the cell state + response to the conditions +
+  response to the gene's own evidence + head of the backbone (DiT or latent); all but the first start at zero, so that
+  step 0 is the gene-marginal baseline
 - no time input: for absorbing diffusion it is redundant (Zheng et al. 2024, arXiv 2409.02908)
 - the mask is an input token only: the head has no output for it, so p(mask) = 0 (MDLM's SUBS, arXiv 2406.07524)
 """
@@ -23,8 +24,9 @@ from mdsc.hub.repository import Repository, as_repository, name_of_cached
 from mdsc.model.attention import BACKENDS, attending, missing, require, say_once
 from mdsc.model.blocks import DiTBlock, FinalLayer
 from mdsc.model.cell_state import CellState, ZeroLinear
-from mdsc.model.conditions import Conditions
+from mdsc.model.conditions import ConditionResponse, Conditions, ZeroEmbedding
 from mdsc.model.configuration import MdscConfig
+from mdsc.model.feature_table import FeatureTable
 from mdsc.model.gene_blocks import gene_blocks
 from mdsc.model.gene_evidence import NUM_FEATURES, GeneEvidence, GeneResponse
 from mdsc.model.latent import LatentRead, LatentReadout
@@ -58,7 +60,17 @@ class MdscModel(PreTrainedModel):
         super().__init__(config)
         size = config.hidden_size
         self.output_bias = nn.Embedding(config.num_genes, config.num_tokens)
-        self.conditions = Conditions(config.condition_levels or {}, config.vector_sizes or {}, size)
+        self.conditions = Conditions(
+            config.condition_levels or {},
+            config.vector_sizes or {},
+            size,
+            config.feature_names,
+            config.feature_sizes,
+        )
+        if config.condition_rank:
+            self.condition_response = ConditionResponse(
+                config.num_genes, config.num_tokens, size, config.condition_rank
+            )
         self.cell_state = CellState(
             config.num_genes, config.num_tokens, config.state_size, size, config.state_dropout, config.state_pooling
         )
@@ -137,6 +149,8 @@ class MdscModel(PreTrainedModel):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            case ZeroEmbedding():
+                nn.init.zeros_(module.weight)
             case nn.Embedding():
                 nn.init.normal_(module.weight, std=0.5)
             case LatentRead():
@@ -151,6 +165,9 @@ class MdscModel(PreTrainedModel):
                     nn.init.zeros_(table)
                 for table in (module.gene_sd, module.precision):
                     nn.init.ones_(table)
+            case FeatureTable():
+                for table in (module.vectors, module.mean, module.basis):
+                    nn.init.zeros_(table)
 
     def forward(
         self,
@@ -174,7 +191,8 @@ class MdscModel(PreTrainedModel):
             counts: raw counts where visible; 0 where a count is hidden, and at pads.
             is_pad: None says that there is no padding, which spares attention its mask.
             categories: ids of categorical conditions, 0 (or no entry) for unknown.
-            vectors: vector conditions; no entry for unknown.
+            vectors: vector conditions; no entry, or NaN, for unknown. Those of columns with a table of features are
+                found by the model, where categories tell the level.
             fold: of a training cell while it is trained on (`mdsc.data.folds`); None and 0 are for other cells.
             pathway_only: leave the backbone out, as if the model had no layers.
             max_nonzero: no cell has more genes of which a count above 0 is visible. The latent backbone finds out where
@@ -183,6 +201,8 @@ class MdscModel(PreTrainedModel):
         condition = self.conditions(categories, vectors, len(tokens), tokens.device)
         summary, state = self.cell_state(gene_ids, tokens, counts, condition)
         logits = self.output_bias(gene_ids) + self.cell_state.logits(gene_ids, summary, state)
+        if self.config.condition_rank:
+            logits = logits + self.condition_response(gene_ids, condition)
         if self.config.factor_size:
             evidence, surprise = self.gene_evidence(gene_ids, tokens, counts, summary[:, -1], fold)
             logits = logits + self.gene_response(evidence)

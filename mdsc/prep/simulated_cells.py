@@ -44,6 +44,11 @@ class SimulationConfig:
     """Genes that a drug changes."""
     drug_effect: float = 1.0
     """Size of that change in log rate; its sign differs from gene to gene."""
+    feature_size: int = 0
+    """Length of a vector of features that each drug has, and to which its effect is linear: a sum of as many sets of
+    genes_per_drug genes, one for each feature. 0: effects have nothing in common."""
+    unseen_drugs: int = 0
+    """Drugs, the last ones, of which all cells are held out."""
     median_depth: float = 1000.0
     """Median counts of a cell."""
     depth_spread: float = 0.4
@@ -58,6 +63,8 @@ class SimulationConfig:
     def __post_init__(self) -> None:
         if self.num_cells < 1 or self.num_types < 1 or not 0 <= self.genes_per_drug <= self.num_genes:
             raise UserError("give 1 or more cells and types, and no more genes per drug than genes")
+        if not 0 <= self.unseen_drugs <= self.num_drugs or self.feature_size < 0:
+            raise UserError("give no more unseen drugs than drugs, and a feature size of 0 or more")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +76,8 @@ class Truth:
     """Expected share of the depth that each gene has; drug 0 is control."""
     effects: Float64[np.ndarray, "drugs genes"]
     """What a drug adds to the log rate; 0 for genes it does not change."""
+    features: Float64[np.ndarray, "drugs features"]
+    """Of each drug; zeros for control."""
 
     @classmethod
     def of(cls, config: SimulationConfig) -> "Truth":
@@ -82,9 +91,18 @@ class Truth:
         for row in effects[1:]:
             genes = rng.choice(config.num_genes, config.genes_per_drug, replace=False)
             row[genes] = config.drug_effect * rng.choice([-1, 1], config.genes_per_drug)
+        features = np.zeros((1 + config.num_drugs, config.feature_size))
+        if config.feature_size:
+            rng = np.random.default_rng([config.seed, 2])  # of its own: what is drawn without features stays the same
+            features[1:] = rng.normal(0, 1, (config.num_drugs, config.feature_size))
+            of_feature = np.zeros((config.feature_size, config.num_genes))
+            for row in of_feature:
+                genes = rng.choice(config.num_genes, config.genes_per_drug, replace=False)
+                row[genes] = config.drug_effect * rng.choice([-1, 1], config.genes_per_drug)
+            effects = features @ of_feature
         log_rates = base + (activity @ loadings)[:, None] + effects
         rates = np.exp(log_rates)
-        return cls(config, rates / rates.sum(axis=-1, keepdims=True), effects)
+        return cls(config, rates / rates.sum(axis=-1, keepdims=True), effects, features)
 
     @property
     def types(self) -> list[str]:
@@ -122,7 +140,7 @@ class Truth:
         return nbinom.logpmf(counts, dispersion, dispersion / (dispersion + means))
 
     def save(self, path: Path) -> None:
-        arrays = {"probabilities": self.probabilities, "effects": self.effects}
+        arrays = {"probabilities": self.probabilities, "effects": self.effects, "features": self.features}
         save_file(arrays, path, metadata={"config": json.dumps(asdict(self.config))})
 
     @classmethod
@@ -130,7 +148,10 @@ class Truth:
         """From the file that lies among the shards, as `truth.safetensors`."""
         with safe_open(path, framework="numpy") as file:
             config = SimulationConfig(**json.loads(file.metadata()["config"]))
-            return cls(config, file.get_tensor("probabilities"), file.get_tensor("effects"))
+            effects = file.get_tensor("effects")
+            # A file of an older version has no features.
+            features = file.get_tensor("features") if "features" in file.keys() else np.zeros((len(effects), 0))  # noqa: SIM118
+            return cls(config, file.get_tensor("probabilities"), effects, features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +191,7 @@ def simulate_chunks(truth: Truth) -> Iterator[SimulatedCells]:
         drug = rng.integers(1 + config.num_drugs, size=CHUNK_CELLS)
         depth = config.median_depth * np.exp(config.depth_spread * rng.normal(size=CHUNK_CELLS))
         is_heldout = rng.random(CHUNK_CELLS) < config.heldout_fraction
+        is_heldout |= drug > config.num_drugs - config.unseen_drugs
         # A negative binomial is a Poisson with a gamma-distributed rate.
         noise = rng.standard_gamma(config.dispersion, (CHUNK_CELLS, config.num_genes)) / config.dispersion
         counts = rng.poisson(truth.means(cell_type, drug, depth) * noise).astype(np.int32)

@@ -97,6 +97,9 @@ def _data(facts: CardFacts) -> Iterator[str]:
     levels = facts.config.get("condition_levels") or {}
     for name, known in levels.items():
         yield f"- Condition `{name}`, {len(known):,} levels: {_named(known)}"
+        if names := (facts.config.get("feature_names") or {}).get(name):
+            further = [other for other in names if other not in known]
+            yield f"- Features of {len(names):,} names of `{name}`, {len(further):,} of them without training cells"
     if not levels:
         yield "- No conditions"
     if facts.quarantined:

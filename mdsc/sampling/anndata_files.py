@@ -25,6 +25,7 @@ from mdsc.sampling.finished_cells import FinishedCells
 
 if TYPE_CHECKING:
     import h5py
+    import pandas as pd
     from anndata import AnnData
 
 OF_RAW = {"X": "raw/X", "var": "raw/var", "varm": "raw/varm"}
@@ -152,3 +153,15 @@ def _copy_file(old, new, *, of_raw: bool) -> None:
         for name, place in OF_RAW.items():
             if place in old:
                 old.copy(old[place], new, name)
+
+
+def read_obs(path: Path) -> "pd.DataFrame":
+    """obs of an h5ad file, and nothing else of it."""
+    import h5py
+    from anndata.io import read_elem
+
+    try:
+        with h5py.File(path) as file:
+            return read_elem(file["obs"])
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is no h5ad file, or damaged ({str(error).splitlines()[0]})") from error

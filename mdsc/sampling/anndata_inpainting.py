@@ -22,8 +22,9 @@ from jaxtyping import Bool, Float64, Int64
 from mdsc.checkpoint import Checkpoint
 from mdsc.data.anndata_counts import CountSource, open_counts
 from mdsc.diffusion.evidence import Evidence, Predict
-from mdsc.sampling.conditions import cells_ids
+from mdsc.sampling.conditions import CellConditions, ConditionRequest, Features, KnownConditions
 from mdsc.sampling.filled_layers import OURS, AnswerOptions, Portion, filled_portion, joined
+from mdsc.sampling.guidance import guided
 from mdsc.sampling.hiding import Hiding
 from mdsc.sampling.inpaint import fill
 from mdsc.sampling.keyword_options import taken_from
@@ -50,8 +51,8 @@ class Inpainting:
     """In the vocabulary, ascending, so that a gene gets the same draws wherever it stands in the input."""
     columns: Int64[np.ndarray, " modelled"]
     """Of these genes in the input."""
-    condition: Mapping[str, str]
-    ids: Mapping[str, Int64[np.ndarray, " cells"]]
+    asked: ConditionRequest
+    conditions: CellConditions
     hiding: Hiding
     sampling: SamplerOptions
     answer: AnswerOptions
@@ -64,7 +65,7 @@ class Inpainting:
         source: CountSource,
         hiding: Hiding,
         *,
-        condition: Mapping[str, str],
+        asked: ConditionRequest,
         sampling: SamplerOptions,
         answer: AnswerOptions,
         passes: PassOptions,
@@ -72,13 +73,15 @@ class Inpainting:
     ) -> "Inpainting":
         """UserError for what cannot be filled in; `say` is told what is worth knowing."""
         places = checkpoint.vocabulary.match_var(source.var, source.name)
-        ids = cells_ids(checkpoint.model.config.condition_levels or {}, source.obs, condition, say)
+        known = KnownConditions(checkpoint.model, asked.features)
+        conditions = known.of_cells(source.obs, asked.condition, say)
+        asked.check_guidance(known, conditions)
         columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
         size = pass_size(checkpoint, len(columns), passes, all_genes=len(source.var))
         say(_described(source, places, checkpoint))
         say(hiding.said(len(columns)))
         hiding.check(len(columns))
-        return cls(checkpoint, source, places[columns], columns, condition, ids, hiding, sampling, answer, size)
+        return cls(checkpoint, source, places[columns], columns, asked, conditions, hiding, sampling, answer, size)
 
     @property
     def num_cells(self) -> int:
@@ -97,7 +100,7 @@ class Inpainting:
         whatever `first` is, so that cells have the same mates in an interrupted run, to the bit."""
         size = self.size.cells
         assert first % size == 0
-        predict = progress.watch(predictor(self.checkpoint, self.size.genes))
+        predict = progress.watch(guided(predictor(self.checkpoint, self.size.genes), self.asked.guidance))
         progress.done(first)
         start = first
         for chunk in self.source.chunks(max(1, READ_POSITIONS // len(self.source.var) // size) * size, first):
@@ -108,10 +111,8 @@ class Inpainting:
                 progress.done(start)
 
     def _portion(self, predict: Predict, counts: "sp.csr_matrix", start: int) -> Portion:
-        rows = slice(start, start + counts.shape[0])
-        ids = {name: levels[rows] for name, levels in self.ids.items()}
         device = self.checkpoint.model.device
-        evidence = evidence_of(counts[:, self.columns], self.places, start, ids, self.hiding)
+        evidence = evidence_of(counts[:, self.columns], self.places, start, self.conditions, self.hiding)
         filled = fill(
             predict,
             self.checkpoint.tokenizer,
@@ -126,7 +127,7 @@ class Inpainting:
 
     def about(self) -> dict:
         """How it is made, in types that h5ad keeps."""
-        given = dict(self.condition)
+        given = dict(self.asked.condition)
         return {
             "task": "impute_zeros" if self.hiding.impute_zeros else "inpaint",
             "mask_ratio": self.hiding.mask_ratio,
@@ -138,7 +139,8 @@ class Inpainting:
             "genes_per_pass": self.size.genes or len(self.columns),
             "counts": self.source.location,
             "conditions": given,
-            "conditions_from_obs": [name for name in self.ids if name not in given],
+            "conditions_from_obs": [name for name in self.conditions.labels if name not in given],
+            "guidance": self.asked.guidance,
             "genes_modelled": len(self.columns),
             "genes_not_modelled": len(self.source.var) - len(self.columns),
             **provenance(self.checkpoint),
@@ -169,6 +171,8 @@ def inpaint_anndata(
     impute_zeros: bool = False,
     layer: str | None = None,
     condition: Mapping[str, str] | None = None,
+    condition_features: Features | None = None,
+    guidance: float = 1.0,
     seed: int = 0,
     copy: bool = True,
     name: str = "the AnnData",
@@ -189,6 +193,8 @@ def inpaint_anndata(
         layer: where the counts are: the name of a layer, or "raw" (the result then has the genes and the X of raw).
         condition: level of a condition for all cells, e.g. {"drug": "DMSO_TF"}; conditions that are not given come
             from the columns of obs that are named like the model's.
+        condition_features: features of levels that the model has not seen, e.g. {"drug": "new_drugs.parquet"}.
+        guidance: how much conditions count: 1 is the model itself, 0 leaves them out (`mdsc.sampling.guidance`).
         seed: what is hidden and what is drawn in a cell depends on the seed, the cell's row and its visible counts.
         copy: False adds to `adata` itself.
         name: what messages call the AnnData.
@@ -202,9 +208,15 @@ def inpaint_anndata(
     say = say or _say_nothing
     with open_counts(adata, layer, name) as source:
         inpainting = Inpainting.of(
-            opened(checkpoint), source, hiding, condition=condition or {}, sampling=sampling, answer=answer,
-            passes=passes, say=say,
-        )  # fmt: skip
+            opened(checkpoint),
+            source,
+            hiding,
+            asked=ConditionRequest(condition or {}, condition_features or {}, guidance),
+            sampling=sampling,
+            answer=answer,
+            passes=passes,
+            say=say,
+        )
         with inpainting.progress(show=show_progress) as progress:
             portions = list(inpainting.portions(progress))
 
@@ -227,10 +239,13 @@ def evidence_of(
     counts: "sp.csr_matrix",
     places: Int64[np.ndarray, " genes"],
     first_cell: int,
-    ids: Mapping[str, Int64[np.ndarray, " cells"]],
+    conditions: CellConditions,
     hiding: Hiding,
 ) -> Evidence:
-    """What is visible of cells. counts: (cells, genes); places: of these genes in the vocabulary; ids: conditions."""
+    """What is visible of cells. counts: (cells, genes); places: of these genes in the vocabulary.
+
+    conditions: of all cells, of which these are the ones from `first_cell` on.
+    """
     whole = torch.from_numpy(counts.toarray())
     cell_index = torch.arange(first_cell, first_cell + len(whole))
     visible = ~hiding.hidden(whole, cell_index)
@@ -240,7 +255,7 @@ def evidence_of(
         visible=visible,
         is_pad=torch.zeros_like(visible),
         cell_index=cell_index,
-        categories={name: torch.from_numpy(levels) for name, levels in ids.items()},
+        **conditions.block(slice(first_cell, first_cell + len(whole))),
     )
 
 

@@ -3,7 +3,7 @@
 python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0.8 --output filled.h5ad
 python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0.8 --num-draws 10 --output filled.h5ad
 python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0 --impute-zeros --output filled.h5ad
-python sample.py --checkpoint runs/a --num-cells 500 --condition drug=DMSO_TF --output generated.h5ad
+python sample.py --checkpoint runs/a --num-cells 500 --condition drug=DMSO_TF --guidance 2 --output generated.h5ad
 
 Any number of cells in the same memory; a command that was interrupted goes on when it is given again.
 """
@@ -24,12 +24,13 @@ from mdsc.checkpoint import Checkpoint, checkpoint_folder, newest_run, weights_d
 from mdsc.config.flags import parse_flags
 from mdsc.data.anndata_counts import open_counts
 from mdsc.data.h5ad_writer import H5adWriter
+from mdsc.data.level_features import feature_files
 from mdsc.data.row_group_checks import first_line
 from mdsc.errors import UserError
-from mdsc.sampling.anndata_files import check_output, write_filled
+from mdsc.sampling.anndata_files import check_output, read_obs, write_filled
 from mdsc.sampling.anndata_generation import Generation
 from mdsc.sampling.anndata_inpainting import Inpainting
-from mdsc.sampling.conditions import condition_pairs
+from mdsc.sampling.conditions import ConditionRequest, condition_pairs
 from mdsc.sampling.filled_layers import AnswerOptions
 from mdsc.sampling.finished_cells import FinishedCells, task_digest
 from mdsc.sampling.held_out_cells import held_out_cells
@@ -64,6 +65,13 @@ class SampleConfig:
     """Text file with the genes of generated cells, one a line; by default all that the model knows."""
     condition: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """Conditions of all cells, as NAME=LEVEL; when filling in, others come from the input's obs."""
+    condition_features: tuple[str, ...] = ()
+    """Features of levels that the model has not seen, as COLUMN=FILE (`mdsc prepare features` makes them)."""
+    conditions_from: Path | None = None
+    """h5ad file of which generated cells take the conditions, row by row; --num-cells is then all of its cells."""
+    guidance: float = 1.0
+    """How much conditions count: 1 samples the model itself, more follows them further than it would, 0 leaves them
+    out. Other numbers than 0 and 1 take two passes for one."""
     sampling: Annotated[SamplerOptions, tyro.conf.arg(name="")] = field(default_factory=SamplerOptions)
     seed: int = 0
     """Seeds what is hidden and what is drawn; a cell's draws depend on it and on the cell's row."""
@@ -85,8 +93,8 @@ def sample(config: SampleConfig) -> Path:
         console.print(text, markup=False)
 
     _check(config)
-    is_filling = config.num_cells is None
-    condition = condition_pairs(chain(*config.condition))
+    is_filling = config.num_cells is None and config.conditions_from is None
+    asked = _asked(config)
     folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
     if config.checkpoint is None:
         say(f"--checkpoint is not given: taking {folder}, the newest run")
@@ -100,7 +108,7 @@ def sample(config: SampleConfig) -> Path:
         say(f"{output} is there already: it will be replaced when all cells are done")
 
     started = time.monotonic()
-    what = (_fill_in if is_filling else _generate)(config, checkpoint, condition, folder, output, say)
+    what = (_fill_in if is_filling else _generate)(config, checkpoint, asked, folder, output, say)
     say(f"wrote {output}: {what} ({time.monotonic() - started:.0f} s)")
     return output
 
@@ -108,7 +116,7 @@ def sample(config: SampleConfig) -> Path:
 def _fill_in(
     config: SampleConfig,
     checkpoint: Checkpoint,
-    condition: Mapping[str, str],
+    asked: ConditionRequest,
     folder: Path,
     output: Path,
     say: Callable[[str], None],
@@ -120,14 +128,15 @@ def _fill_in(
             checkpoint,
             source,
             Hiding.of(config.mask_ratio, config.impute_zeros, config.seed),
-            condition=condition,
+            asked=asked,
             sampling=config.sampling,
             answer=config.answer,
             passes=config.passes,
             say=say,
         )
         about = inpainting.about()
-        digest = _digest(checkpoint, folder, about, inpainting.size.cells, cells)
+        told = about | {"told": inpainting.conditions.digest()}
+        digest = _digest(checkpoint, folder, told, inpainting.size.cells, cells)
         with _kept(output, digest, len(source.var), say) as finished:
             with inpainting.progress(show=True) as progress:
                 for portion in inpainting.portions(progress, finished.num_cells):
@@ -144,34 +153,40 @@ def _fill_in(
 def _generate(
     config: SampleConfig,
     checkpoint: Checkpoint,
-    condition: Mapping[str, str],
+    asked: ConditionRequest,
     folder: Path,
     output: Path,
     say: Callable[[str], None],
 ) -> str:
+    taken = None if config.conditions_from is None else read_obs(config.conditions_from)
+    num_cells = len(taken) if config.num_cells is None else config.num_cells
     generation = Generation.of(
         checkpoint,
-        config.num_cells,
-        condition=condition,
+        num_cells,
+        asked=asked,
+        conditions_from=taken,
         genes=None if config.genes is None else _listed(config.genes),
         seed=config.seed,
         sampling=config.sampling,
         passes=config.passes,
+        say=say,
     )
     about, symbols = generation.about(), generation.symbols
-    digest = _digest(checkpoint, folder, about, generation.size.cells, (config.num_cells, symbols))
+    told = about | {"told": generation.conditions.digest()}
+    digest = _digest(checkpoint, folder, told, generation.size.cells, (num_cells, symbols))
     with _kept(output, digest, len(symbols), say) as finished:
         with generation.progress(show=True) as progress:
             for portion in generation.portions(progress, finished.num_cells):
                 finished.add(portion)
-        with H5adWriter(output, tuple(condition), generation.var, symbols, {"mdsc": about}) as writer:
+        columns = tuple(generation.conditions.labels)
+        with H5adWriter(output, columns, generation.var, symbols, {"mdsc": about}) as writer:
             first = 0
             for portion in finished:
                 counts = portion.layers["X"]
                 names = generation.names(first, counts.shape[0])
-                writer.write(counts, {name: [level] * len(names) for name, level in condition.items()}, names)
+                writer.write(counts, generation.labels(slice(first, first + len(names))), names)
                 first += len(names)
-    return f"{config.num_cells:,} new cells x {len(symbols):,} genes"
+    return f"{num_cells:,} new cells x {len(symbols):,} genes"
 
 
 @contextmanager
@@ -202,7 +217,8 @@ def _check(config: SampleConfig) -> None:
     """What can be told before anything is read."""
     if config.output is not None:
         check_output(config.output, config.input)
-    if config.num_cells is None:
+    _asked(config)
+    if config.num_cells is None and config.conditions_from is None:
         if config.mask_ratio is None and config.input is None and not config.impute_zeros:
             raise UserError(
                 "nothing to do: --mask-ratio 0.8 hides and fills in counts of cells (--input cells.h5ad),\n"
@@ -222,6 +238,13 @@ def _check(config: SampleConfig) -> None:
     ):
         if value is not None:
             raise UserError(f"{flag} is for filling in cells, and --num-cells generates new ones: give one of the two.")
+    if config.conditions_from is not None and not config.conditions_from.is_file():
+        raise UserError(f"--conditions-from: there is no file {config.conditions_from}.")
+
+
+def _asked(config: SampleConfig) -> ConditionRequest:
+    files = feature_files(config.condition_features, "--condition-features")
+    return ConditionRequest(condition_pairs(chain(*config.condition)), files, config.guidance)
 
 
 def _cells(config: SampleConfig, checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple["Path | AnnData", str]:

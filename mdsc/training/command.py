@@ -15,7 +15,8 @@ from mdsc.checkpoint import WEIGHTS
 from mdsc.config.schema import DataConfig, TrainConfig
 from mdsc.config.shipped import shipped_config
 from mdsc.config.yaml_flags import parse
-from mdsc.data.condition_levels import condition_levels
+from mdsc.data.condition_levels import condition_features, condition_levels
+from mdsc.data.level_features import FittedFeatures
 from mdsc.data.loader import CellLoader
 from mdsc.data.range_cache import RangeCache
 from mdsc.data.shard_mixture import open_shards
@@ -117,7 +118,8 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
         if state is not None:
             model, tokenizer = state.build(config.model.attention)
         else:
-            model, tokenizer = _new_model(config, loader, levels)
+            features = condition_features(config.data.condition_features, levels, progress.say)
+            model, tokenizer = _new_model(config, loader, levels, features)
         progress.say(_summary(config, accelerator, folder, model))
         if config.model.num_layers and config.train.pathway_steps >= config.train.max_steps:
             progress.say("--train.pathway-steps takes all of --train.max-steps: the blocks will not be trained")
@@ -187,7 +189,9 @@ def train_to_the_end(config: TrainConfig, accelerator: Accelerator, progress: Ru
     return Path(config.output_dir)
 
 
-def _new_model(config: TrainConfig, loader: CellLoader, levels: dict) -> tuple[nn.Module, Tokenizer]:
+def _new_model(
+    config: TrainConfig, loader: CellLoader, levels: dict, features: dict[str, FittedFeatures]
+) -> tuple[nn.Module, Tokenizer]:
     """A model that starts from the statistics of the training cells, and the tokenizer with its fitted values."""
     folder, tokenizer = loader.folder, loader.tokenizer
     statistics = shard_statistics(
@@ -201,7 +205,7 @@ def _new_model(config: TrainConfig, loader: CellLoader, levels: dict) -> tuple[n
     # The loader need not know the fitted values: they are for losses and decoding, and change no token.
     tokenizer = tokenizer.with_values(statistics.token_mean_count)
     set_seed(config.seed)
-    return build_model(config.model, tokenizer, statistics, levels), tokenizer
+    return build_model(config.model, tokenizer, statistics, levels, features), tokenizer
 
 
 def defaults_taken(config: TrainConfig, argv: list[str]) -> Iterator[str]:

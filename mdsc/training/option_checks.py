@@ -39,6 +39,7 @@ def check(config: TrainConfig, num_processes: int) -> None:
         "data.prefetch": data.prefetch,
         "model.num-layers": model.num_layers,
         "model.factor-size": model.factor_size,
+        "model.condition-rank": model.condition_rank,
         "train.weight-decay": train.weight_decay,
         "train.gene-weight-decay": train.gene_weight_decay,
         "train.warmup-steps": train.warmup_steps,
@@ -65,6 +66,9 @@ def check(config: TrainConfig, num_processes: int) -> None:
         "data.validation-fraction": data.validation_fraction,
         "model.dropout": model.dropout,
         "model.state-dropout": model.state_dropout,
+        "train.condition-dropout": train.condition_dropout,
+        "train.column-dropout": train.column_dropout,
+        "train.level-dropout": train.level_dropout,
     }
     for name, value in below_one.items():
         _require(0 <= value < 1, name, value, "0 or more, and less than 1")

@@ -27,6 +27,7 @@ from mdsc.model.trunk_size import training_flops
 from mdsc.training.bad_batches import BadBatches
 from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.compiled_blocks import set_up_blocks, uncompiled
+from mdsc.training.condition_dropout import drop_conditions
 from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import FiniteGuard, is_admitted
 from mdsc.training.loss_spikes import LossSpikes
@@ -197,8 +198,10 @@ class Trainer:
             fold=cells.fold,
             max_nonzero=self._batch_max_nonzero,
         )
+        vectors = self.model.conditions.vectors_of(cells.categories)
+        told = drop_conditions(cells, vectors, self.config.train, seed=self.config.seed, step=step)
         with keyed_dropout(self.model, seed=self.config.seed, step=step, cell_index=cells.cell_index):
-            logits = hide(cells, corruption.hidden).predict(predict, self.tokenizer)
+            logits = hide(told, corruption.hidden).predict(predict, self.tokenizer)
         return objective(logits, cells.tokens, corruption.hidden, corruption.weight, cells.is_pad, self.values, options)
 
     def _predict(
