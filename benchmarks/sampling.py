@@ -12,13 +12,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
 from finished_steps import once
 from result_tables import write_markdown
+from safetensors.torch import load_file, save_file
 from sampling_cells import SIMULATED, SampledCells, prepare
 from sampling_scores import distances
 from sampling_tables import all_tables
@@ -27,13 +28,14 @@ from mdsc.atomic import replacing
 from mdsc.cli import exit_with
 from mdsc.diffusion.corruption import hide_fraction
 from mdsc.diffusion.evidence import Evidence
-from mdsc.sampling.loaded_model import cells_per_pass, predictor
+from mdsc.sampling.loaded_model import predictor
 from mdsc.sampling.options import SamplerOptions
 from mdsc.sampling.samplers import draw_hidden
 
 TASKS = {"generate": 1.0, "inpaint": 0.8}
 """Share of the genes that is hidden."""
 REFERENCE = "ancestral"
+CELLS_AT_ONCE = 64
 VARIANTS: dict[str, dict] = {
     "ancestral": {"sampler": "ancestral"},
     "first_hitting": {"sampler": "first_hitting"},
@@ -56,7 +58,7 @@ class SamplingConfig:
     """Steps of the ancestral sampler that all are held against."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of what is hidden and of what is drawn."""
-    num_cells: int = 256
+    num_cells: int = 192
     """Cells to generate, and held-out cells to fill in."""
     work_dir: Path = Path("runs/sampling")
     """Folder for cells, networks and scores."""
@@ -93,13 +95,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run_once(cells: SampledCells, task: str, variant: str, num_steps: int, seed: int, work_dir: Path) -> dict:
-    """Sample and score, where that is not done: {"scores", "cpu_seconds", "passes", "cells"} with the run's names."""
+    """Sample, where that is not done, and score: {"scores", "cpu_seconds", "passes", "cells"} with the run's names."""
     options = SamplerOptions(num_steps=num_steps, **VARIANTS[variant])
-    name = f"{task}-{variant.replace(', ', '_')}-{num_steps}-{seed}"
-    note = {"options": asdict(options), "seed": seed, "cells": len(cells.to_fill), "of": len(cells.to_compare)}
-    done = once(work_dir / cells.name / f"{name}.json", note, lambda: sample_and_score(cells, task, options, seed))
-    print(f"{cells.name}, {name}: {done['result']['cpu_seconds']:.1f} CPU s", flush=True)
-    return {"data": cells.name, "task": task, "variant": variant, "steps": num_steps, "seed": seed, **done["result"]}
+    name = f"{task}-{variant.replace(', ', '_').replace(' ', '_')}-{num_steps}-{seed}"
+    kept = work_dir / cells.name / f"{name}.safetensors"
+    evidence = evidence_of(cells, task, seed)
+    note = {"options": options.record(), "seed": seed, "cells": len(evidence)}
+    done = once(kept.with_suffix(".json"), note, lambda: sample(cells, evidence, options, seed, kept))["result"]
+    scores = scored(cells, load_file(kept)["counts"], evidence)
+    print(f"{cells.name}, {name}: {done['cpu_seconds']:.1f} CPU s", flush=True)
+    names = {"data": cells.name, "task": task, "variant": variant, "steps": num_steps, "seed": seed}
+    return {**names, "scores": scores, "cells": len(evidence), **done}
 
 
 def real_run(cells: SampledCells, task: str, seed: int) -> dict:
@@ -108,8 +114,7 @@ def real_run(cells: SampledCells, task: str, seed: int) -> dict:
     return {"data": cells.name, "task": task, "variant": "real cells", "steps": 0, "seed": seed, "scores": scores}
 
 
-def sample_and_score(cells: SampledCells, task: str, options: SamplerOptions, seed: int) -> dict:
-    evidence = evidence_of(cells, task, seed)
+def sample(cells: SampledCells, evidence: Evidence, options: SamplerOptions, seed: int, kept: Path) -> dict:
     network, tokenizer, passes = predictor(cells.checkpoint), cells.checkpoint.tokenizer, 0
 
     def predict(gene_ids, *others):
@@ -118,11 +123,11 @@ def sample_and_score(cells: SampledCells, task: str, options: SamplerOptions, se
         return network(gene_ids, *others)
 
     start = time.process_time()
-    size = cells_per_pass(evidence.counts.shape[1], None, torch.device("cpu"))
-    counts = torch.cat([draw_hidden(predict, part, tokenizer, options, seed=seed) for part in evidence.split(size)])
+    parts = evidence.split(CELLS_AT_ONCE)
+    counts = torch.cat([draw_hidden(predict, part, tokenizer, options, seed=seed) for part in parts])
     seconds = time.process_time() - start
-    passes /= len(evidence)
-    return {"scores": scored(cells, counts, evidence), "cpu_seconds": seconds, "passes": passes, "cells": len(evidence)}
+    save_file({"counts": counts}, kept)
+    return {"cpu_seconds": seconds, "passes": passes / len(evidence)}
 
 
 def scored(cells: SampledCells, counts: torch.Tensor, evidence: Evidence) -> dict[str, float]:

@@ -23,6 +23,8 @@ from mdsc.prep.simulated_cells import SimulationConfig, Truth
 
 SIMULATED = "simulated"
 NUM_GENES = 512
+HELD_OUT_CELLS = 800
+"""At most; the simulated ones are about 1,200."""
 SIMULATION = SimulationConfig(num_cells=6000, num_genes=NUM_GENES, median_depth=400.0)
 TRAINING = "--config configs/laptop.yaml --train.max-steps 2000 --train.validate-every 1000"
 FLAGS = {
@@ -60,9 +62,9 @@ def prepare(name: str, work_dir: Path, num_cells: int) -> SampledCells | None:
     checkpoint = _trained(name, folder, shards)
     if test is None:
         opened = ShardFolder.open(shards)
-        cells = read_shards(opened, opened.held_out_split, checkpoint.vocabulary, most=1200)
+        cells = read_shards(opened, opened.held_out_split, checkpoint.vocabulary, most=HELD_OUT_CELLS)
     else:
-        cells = read_h5ad(test, checkpoint.vocabulary, most=1200)
+        cells = read_h5ad(test, checkpoint.vocabulary, most=HELD_OUT_CELLS)
     order = np.argsort(cells.places)
     counts = cells.counts[:, order].toarray()
     assert (cells.places[order] == np.arange(NUM_GENES)).all()

@@ -4,13 +4,14 @@ All are distances: 0 is best, and finite numbers of cells keep every set above i
 """
 
 import numpy as np
+import scipy.sparse as sp
 from jaxtyping import Bool, Float64, Integer
 
-from mdsc.data.tokenizers import CountTokenizer
+from mdsc.data.tokenizers import CountTokenizer, Tokenizer
+from mdsc.evaluation.generation_distances import mmd2, squared_median
+from mdsc.evaluation.generation_gene_fits import correlation_fits, depth_fits
 from mdsc.prep.simulated_cells import Truth
 
-WIDTHS = (0.5, 1.0, 2.0)
-"""Of the kernels, times the median distance of real cells."""
 CORRELATED_GENES = 100
 """Those of highest mean count: of rare genes a few hundred cells tell no correlation."""
 
@@ -20,26 +21,24 @@ def distances(
     hidden: Bool[np.ndarray, "cells genes"],
     real: Integer[np.ndarray, "others genes"],
     truth: Truth | None,
-    tokenizer,
+    tokenizer: Tokenizer,
 ) -> dict[str, float]:
     """hidden: what was drawn; of single genes these are scored alone, of whole cells evidence and draws together.
 
-    mmd: squared maximum mean discrepancy of log1p(count). zero_rate: mean over genes of |share of zeros - that of real
-    cells|. correlation: mean over pairs of genes of |difference| of Pearson's r of log1p(count). depth_sd: |difference|
-    of the standard deviations of log1p(all counts). marginal_tv: mean over genes of the total variation between the
-    frequencies of tokens and their exact law; only where the truth is known.
+    mmd2: of log1p(count), unbiased. zero_rate_error: mean over genes of |share of zeros - that of real cells|.
+    correlation_error: mean over pairs of genes of |difference| of Pearson's r of log1p(count). depth_distance:
+    1-Wasserstein, of log10(depth + 1). marginal_tv: mean over genes of the total variation between the frequencies of
+    tokens and their exact law; only where the truth is known.
     """
     values, real_values = np.log1p(sampled), np.log1p(real)
     number = np.maximum(hidden.sum(axis=0), 1)
     zero_rate = ((sampled == 0) & hidden).sum(axis=0) / number
     genes = np.argsort(-real.mean(axis=0), kind="stable")[:CORRELATED_GENES]
-    r, real_r = (correlations(of[:, genes])[np.triu_indices(len(genes), 1)] for of in (values, real_values))
-    depth = [np.log1p(counts.sum(axis=1)).std() for counts in (sampled, real)]
     found = {
-        "mmd": unbiased_mmd(values, real_values),
-        "zero_rate": float(np.abs(zero_rate - (real == 0).mean(axis=0)).mean()),
-        "correlation": float(np.abs(r - real_r).mean()),
-        "depth_sd": float(abs(depth[0] - depth[1])),
+        "mmd2": mmd2(values, real_values, squared_median(real_values)),
+        "zero_rate_error": float(np.abs(zero_rate - (real == 0).mean(axis=0)).mean()),
+        "correlation_error": correlation_fits(values[:, genes], real_values[:, genes])["correlation_error"],
+        "depth_distance": depth_fits(sp.csr_matrix(sampled), sp.csr_matrix(real))["depth_distance"],
     }
     if truth is None:
         return found
@@ -48,34 +47,6 @@ def distances(
     tokens = np.searchsorted(edges, sampled, side="right") - 1
     frequency = np.stack([((tokens == token) & hidden).sum(axis=0) / number for token in range(len(edges))], axis=1)
     return found | {"marginal_tv": float(0.5 * np.abs(frequency - token_law(truth, edges)).sum(axis=1).mean())}
-
-
-def unbiased_mmd(x: Float64[np.ndarray, "cells genes"], y: Float64[np.ndarray, "others genes"]) -> float:
-    """Squared, mean over RBF kernels of several widths; pairs of a cell with itself are left out, so that it may be
-    below 0 (Gretton et al. 2012, "A kernel two-sample test", equation 3)."""
-    of_real = squared_distances(y, y)
-    scale = np.median(of_real[np.triu_indices(len(y), 1)])
-    of_sampled, between = squared_distances(x, x), squared_distances(x, y)
-    total = 0.0
-    for width in WIDTHS:
-        kernels = [np.exp(-d / (2 * width**2 * scale)) for d in (of_sampled, of_real, between)]
-        within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in kernels[:2]]
-        total += within[0] + within[1] - 2 * kernels[2].mean()
-    return float(total / len(WIDTHS))
-
-
-def squared_distances(
-    x: Float64[np.ndarray, "cells genes"], y: Float64[np.ndarray, "others genes"]
-) -> Float64[np.ndarray, "cells others"]:
-    return np.maximum((x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T, 0)
-
-
-def correlations(values: Float64[np.ndarray, "cells genes"]) -> Float64[np.ndarray, "genes genes"]:
-    """Pearson's r; 0 for a gene that is the same in all cells."""
-    centred = values - values.mean(axis=0)
-    norm = np.sqrt((centred**2).sum(axis=0))
-    scaled = centred / np.where(norm > 0, norm, 1)
-    return scaled.T @ scaled
 
 
 def token_law(truth: Truth, edges: Integer[np.ndarray, " tokens"]) -> Float64[np.ndarray, "genes tokens"]:

@@ -7,7 +7,7 @@ from result_tables import ResultTable, mean_and_sd
 
 STANDARD_ERRORS = 2.0
 """A mean over seeds that is further above the reference than so many is not within noise."""
-SCORES = ("mmd", "marginal_tv", "zero_rate", "correlation", "depth_sd")
+SCORES = ("mmd2", "marginal_tv", "zero_rate_error", "correlation_error", "depth_distance")
 
 
 def all_tables(runs: list[dict], reference: tuple[str, int]) -> list[ResultTable]:
