@@ -1,7 +1,7 @@
 """Samplers: how close to real cells with how many network evaluations, beside 1,024 ancestral steps.
 
     python benchmarks/sampling.py --markdown sampling.md
-    python benchmarks/sampling.py --data simulated --steps 8 32 --seeds 0
+    python benchmarks/sampling.py --steps 32 --variants "first_hitting, uniform" "remdm, cap .2" "remdm, rescale .1"
 
 Cells are generated from nothing, and held-out cells are filled in of which 80% is hidden. One network for each set of
 cells (`sampling_cells.py`), trained at first; seeds are those of what is hidden and drawn. What is measured already
@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -39,9 +40,13 @@ CELLS_AT_ONCE = 64
 VARIANTS: dict[str, dict] = {
     "ancestral": {"sampler": "ancestral"},
     "first_hitting": {"sampler": "first_hitting"},
-    "first_hitting, uniform": {"sampler": "first_hitting", "grid": "uniform"},
     "entropy_bounded": {"sampler": "entropy_bounded"},
-    "remdm, cap": {"sampler": "remdm", "remask": "cap"},
+    "remdm, cap .05": {"sampler": "remdm", "remask": "cap", "remask_strength": 0.05},
+    "first_hitting, uniform": {"sampler": "first_hitting", "grid": "uniform"},
+    "entropy_bounded, 1 nat": {"sampler": "entropy_bounded", "entropy_budget": 1.0},
+    "entropy_bounded, 10 nats": {"sampler": "entropy_bounded", "entropy_budget": 10.0},
+    "remdm, cap .2": {"sampler": "remdm", "remask": "cap", "remask_strength": 0.2},
+    "remdm, rescale .1": {"sampler": "remdm", "remask": "rescale", "remask_strength": 0.1},
 }
 """Options of each row of the tables; the grid is cosine where it is not named."""
 
@@ -50,9 +55,9 @@ VARIANTS: dict[str, dict] = {
 class SamplingConfig:
     data: tuple[str, ...] = (SIMULATED, "pbmc3k")
     """Sets of cells: simulated, and names of files in shared/data without .h5ad."""
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[Literal[tuple(VARIANTS)], ...] = tuple(VARIANTS)[:4]
     """Samplers, with options."""
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """Network evaluations of a cell, at most."""
     reference_steps: int = 1024
     """Steps of the ancestral sampler that all are held against."""
