@@ -38,9 +38,9 @@ class StreamConfig:
     """h5ad file whose cells are repeated as often as it takes."""
     checkpoint: Path
     """Run that was trained on such cells."""
-    num_cells: tuple[int, ...] = (2_500, 5_000, 10_000)
+    num_cells: tuple[int, ...] = (1_000, 3_000, 10_000)
     """Sizes of the files; the largest one is killed half-way."""
-    num_steps: int = 4
+    num_steps: int = 2
     """Steps of the sampler: memory is the same for any number."""
     work_dir: Path = Path("runs/benchmark_stream")
     """Folder for the files; what it holds is removed in the end."""
