@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         ]
         for floor, found in results.items()
     ]  # fmt: skip
-    columns = ("floor", "entries kept", "kB a cell", "expected counts left out", "mae_log1p of hidden", "worst cell")
+    columns = ("floor", "entries above 0", "kB a cell", "expected counts left out", "mae_log1p of hidden", "worst cell")
     note = "kB: in memory, uncompressed. Worst cell: largest share that any cell loses of what is expected of it."
     table = ResultTable(f"{config.num_cells} cells, {config.mask_ratio:.0%} hidden", columns, rows, note)
     table.show()

@@ -72,6 +72,18 @@ def test_chunks_are_rows_in_order(tmp_path, stored, monkeypatch):
     assert (sp.vstack(blocks).toarray() == COUNTS).all()
 
 
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("on_disk", [pytest.param(False, id="memory"), pytest.param(True, id="file")])
+def test_chunks_may_begin_at_any_cell(tmp_path, stored, on_disk, monkeypatch):
+    monkeypatch.setattr(anndata_counts, "PASS_ENTRIES", 900)  # of 3,500 in columns: several passes
+    adata = make(stored)
+    with open_counts(save(adata, tmp_path) if on_disk else adata) as source:
+        for first in (0, 50, 75, 229, 230):
+            chunks = [chunk.toarray() for chunk in source.chunks(25, first)]
+            assert [len(chunk) for chunk in chunks[:-1]] == [25] * (len(chunks) - 1)
+            assert np.array_equal(np.concatenate([np.zeros((0, 30)), *chunks]), COUNTS[first:])
+
+
 def test_backed_anndata_and_stored_zeros(tmp_path):
     stored = sp.csr_matrix(COUNTS)
     stored.data[:5] = 0

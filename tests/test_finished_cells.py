@@ -31,7 +31,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch) -> Path:
     """Cells in a file, and portions that are saved at once."""
-    cells(20).write_h5ad(tmp_path / "cells.h5ad")
+    cells(19).write_h5ad(tmp_path / "cells.h5ad")
     monkeypatch.setattr(finished_cells, "SECONDS", 0.0)
     return tmp_path
 
@@ -112,7 +112,7 @@ def test_another_task_begins_anew(checkpoint: Path, folder: Path, monkeypatch, c
     if change == "weights":
         checkpoint = save_tiny_checkpoint(folder / "other", GENES, tokenizer="count")
     if change == "cells":
-        cells(20, seed=1).write_h5ad(folder / "cells.h5ad")
+        cells(19, seed=1).write_h5ad(folder / "cells.h5ad")
     capsys.readouterr()
     assert main(command(checkpoint, folder, *flags)) == 0
     said = capsys.readouterr().out
@@ -167,11 +167,17 @@ def test_a_disk_that_fills_while_the_output_is_written(checkpoint: Path, folder:
     assert f"filled.h5ad cannot be written: {error}" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == [".filled.h5ad.parts", "cells.h5ad"]
     assert main(command(checkpoint, folder)) == 0
-    assert "going on after 20 cells" in capsys.readouterr().out
+    assert "going on after 19 cells" in capsys.readouterr().out
 
 
 def raise_(error: Exception) -> None:
     raise error
+
+
+def test_too_little_memory_is_told(checkpoint: Path, folder: Path, monkeypatch, capsys):
+    stop_after(monkeypatch, 2, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert main(command(checkpoint, folder)) == 2
+    assert "Give a smaller --max-memory, --genes-per-pass or --batch-size" in capsys.readouterr().err
 
 
 def test_no_room_for_the_copy_is_told_before_the_work(checkpoint: Path, folder: Path, monkeypatch, capsys):

@@ -104,7 +104,7 @@ class Generation:
         device = self.checkpoint.model.device
         gene_ids = torch.from_numpy(self.places[order]).to(device)
         predict = progress.watch(guided(predictor(self.checkpoint, self.size.genes), self.asked.guidance))
-        assert first % self.size.cells == 0
+        assert first % self.size.cells == 0 or first == self.num_cells
         progress.done(first)
         for start in range(first, self.num_cells, self.size.cells):
             number = min(self.size.cells, self.num_cells - start)
@@ -162,7 +162,7 @@ def generate_anndata(
             those genes would in whole cells, as far as the model has learnt it.
         seed: the draws of a cell depend on the seed and its row, not on `num_cells`.
         say: told what is worth knowing, a line at a time, e.g. `print`.
-        show_progress: draw a bar, if the output is a terminal.
+        show_progress: draw a bar; an output that is no terminal gets a line now and then.
         options: fields of `SamplerOptions` (e.g. num_steps=64) and `PassOptions` (batch_size, genes_per_pass,
             max_memory).
     """

@@ -99,7 +99,7 @@ class Inpainting:
         """The cells from `first` on, as many at once as a pass takes. Portions begin at multiples of that number
         whatever `first` is, so that cells have the same mates in an interrupted run, to the bit."""
         size = self.size.cells
-        assert first % size == 0
+        assert first % size == 0 or first == self.num_cells
         predict = progress.watch(guided(predictor(self.checkpoint, self.size.genes), self.asked.guidance))
         progress.done(first)
         start = first
@@ -199,7 +199,7 @@ def inpaint_anndata(
         copy: False adds to `adata` itself.
         name: what messages call the AnnData.
         say: told what is worth knowing, a line at a time, e.g. `print`.
-        show_progress: draw a bar, if the output is a terminal.
+        show_progress: draw a bar; an output that is no terminal gets a line now and then.
         options: fields of `SamplerOptions` (e.g. num_steps=64), `AnswerOptions` (num_draws, quantiles, mean_floor) and
             `PassOptions` (batch_size, genes_per_pass, max_memory).
     """

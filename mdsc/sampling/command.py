@@ -200,6 +200,12 @@ def _kept(output: Path, digest: str, num_columns: int, say: Callable[[str], None
             f"--output: {output} cannot be written: {error.strerror or first_line(error)}.\n"
             "Mend that and give the same command again: it goes on after the cells that are done."
         ) from error
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"out of memory: {first_line(error)}.\nGive a smaller --max-memory, --genes-per-pass or --batch-size."
+        ) from error
 
 
 def _digest(checkpoint: Checkpoint, folder: Path, about: Mapping[str, Any], size: int, cells: Any) -> str:
