@@ -99,9 +99,9 @@ def baseline(config: StepConfig, cells: Cells) -> tuple[dict, InpaintResult]:
     if config.method == "scvi":
         with Clock() as clock:
             fitted = fit_optional(["scvi"], train, seed=config.seed)
-        for name, predictor in fitted.items():
+        for name in fitted:
             fit_seconds[name] = clock.seconds
-            impute[name] = seconds_to_impute(predictor, cells, config.seed)
+        impute["scvi"] = seconds_to_impute(fitted["scvi"], cells, config.seed)
     elif config.method != PLAIN:
         name = config.method
         fit = optional_fits(["scvi" if name == "scvi_masked" else name], seed=config.seed)[name]

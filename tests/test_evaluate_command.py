@@ -67,6 +67,18 @@ def test_without_arguments_the_newest_run_and_its_shards_are_taken(folder, monke
     assert "80% hidden: the" in said
 
 
+def test_published_methods_are_asked_for_by_name(folder, capsys):
+    run = str(folder / "runs" / "a")
+    arguments = ("--checkpoint", run, "--mask-ratios", "0.5", "--pooled-steps", "0", "--baselines")
+    scores = evaluate(folder, *arguments, "alra", "--report", str(folder / "with_points.html"))
+    assert scores["settings"]["baselines"] == ["alra"]
+    assert scores["baselines"]["alra"]["0.5"]["nll"] is None
+    assert scores["baselines"]["alra"]["0.5"]["mae_log1p"] > 0
+    assert "alra" in capsys.readouterr().out
+    assert main(["evaluate", "inpaint", *arguments, "arla"]) == 2
+    assert "--baselines: there is no 'arla'; there are scvi, magic, alra" in capsys.readouterr().err
+
+
 def test_files_give_the_scores_of_the_shards_whatever_the_order_of_the_genes(folder, capsys):
     """Columns are shuffled, two unknown genes stand among them, and the matrix is CSC."""
     run = str(folder / "runs" / "a")

@@ -40,6 +40,18 @@ def test_match_tells_of_duplicates_and_of_strangers(vocabulary):
         vocabulary.match(["Cd3e", "Xkr4", "Actb"], "cells.h5ad")
     for part in ("cells.h5ad", "Cd3e, Xkr4, Actb", "CD3E, MS4A1, NKG7, ENSG00000198851", "another species"):
         assert part in str(told.value)
+    with pytest.raises(UserError, match="begin with ENSMUSG are of another species than ENSG"):
+        vocabulary.match(["ENSMUSG00000051951.6", "ENSMUSG00000025902"])
+
+
+def test_a_few_names_in_common_by_chance_are_another_species_too():
+    human = [f"GENE{number}" for number in range(40)]
+    mouse = [name.title() for name in human]
+    with pytest.raises(UserError, match=r"cells has 2 genes in common .* 40 match but for capitals: is it another"):
+        GeneVocabulary.of(human).match([*human[:2], *mouse[2:]], "cells")
+    with pytest.raises(UserError, match="40 match but for capitals"):
+        GeneVocabulary.of(mouse).match(human)
+    assert (GeneVocabulary.of(human).match([*human[:5], *mouse[5:]]) >= 0).sum() == 5
 
 
 def test_match_var_takes_a_column_where_it_matches_more(vocabulary):

@@ -67,17 +67,23 @@ def test_masses_of_tokens_are_those_of_scipys_negative_binomial(num_tokens):
     tokenizer = make_tokenizer("count", num_tokens)
     mean = np.array([1e-5, 0.02, 0.7, 3.0, 14.0, 90.0, 2000.0])[:, None].repeat(4, axis=1).ravel()
     theta = np.array([0.05, 0.8, 5.0, 300.0] * 7)
-    masses = token_masses(mean, theta, tokenizer)
+    masses = token_masses(mean[None], theta, tokenizer)
     np.testing.assert_allclose(masses.sum(axis=1), 1, atol=1e-12)
-    law = nbinom(theta[:, None], (theta / (theta + mean))[:, None])
-    edges = np.array(tokenizer.edges)
-    above = np.concatenate([law.sf(edges - 1), np.zeros((len(mean), 1))], axis=1)
-    expected = above[:, :-1] - above[:, 1:]
+
+    def of_scipy(mean):
+        law = nbinom(theta[:, None], (theta / (theta + mean))[:, None])
+        above = np.concatenate([law.sf(np.array(tokenizer.edges) - 1), np.zeros((len(mean), 1))], axis=1)
+        return above[:, :-1] - above[:, 1:]
+
+    expected = of_scipy(mean)
     np.testing.assert_allclose(masses, expected, rtol=1e-4, atol=2e-8)
     # Where little is left for the bins it is shared out without the integral; that is told in logarithms, too.
     small = (expected > 1e-25) & (expected < 1e-7)
     assert small.any()
     np.testing.assert_allclose(np.log(masses[small]), np.log(expected[small]), atol=0.5)
+    # Several draws of the mean: a mixture.
+    mixture = token_masses(np.stack([mean, 3 * mean]), theta, tokenizer)
+    np.testing.assert_allclose(mixture, (expected + of_scipy(3 * mean)) / 2, rtol=1e-3, atol=1e-6)
 
 
 def test_dispersions_are_found_again_and_shared_where_a_gene_is_silent():
@@ -167,6 +173,7 @@ def recorded(counts, name, tokenizer="count", repeats=1):
     return said, {row: scores.metrics() for row, scores in result.scores[0.5].items()}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [installed("alra"), installed("magic"), installed("scvi")])
 def test_hidden_counts_never_matter_bit_for_bit(name, request):

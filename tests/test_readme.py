@@ -149,7 +149,11 @@ def help_text() -> str:
             "conditions.py",
             "transcriptome.py",
             "kill_resume.py",
+            "gene_blocks.py",
+            "mean_floor.py",
+            "stream.py",
             "gpu.py",
+            "sampling.py",
         )
     ]
     return text.getvalue() + "".join(benchmarks)

@@ -29,6 +29,8 @@ FIRST_TOKEN_ID = 3
 TOO_LARGE_TOKEN_ID = 2**24  # of a damaged file: there is a table of as many entries
 REPAIR = "copy the folder again, or make it again"
 ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{6,})(\.\d+)?")
+SPECIES = re.compile(r"(ENS[A-Z]*G)\d{6,}")
+SPECIES_FACTOR = 10  # so many times more names match but for capitals: no chance
 ENSEMBL_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "ensembl", "ensembl_ids", "feature_id")
 SYMBOL_COLUMNS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol")
 
@@ -110,12 +112,23 @@ class GeneVocabulary:
         self, places: Int64[np.ndarray, " names"], names: Sequence[str], source: str
     ) -> Int64[np.ndarray, " names"]:
         known = np.flatnonzero(places >= 0)
-        if len(known) == 0:
+        folded = {symbol.casefold() for symbol in self.symbols}
+        but_for_case = sum(name.casefold() in folded for name in names)
+        # Mouse data has some names of human genes by chance.
+        if len(known) == 0 or SPECIES_FACTOR * len(known) < but_for_case:
             mine = ", ".join(self.symbols[:3] + tuple(filter(None, self.ensembl_ids[:2])))
-            upper = (self._match([name.upper() for name in names]) >= 0).sum()
-            hint = f" {upper} match in capitals: is it another species?" if upper else ""
+            kinds = [
+                {found[1] for name in some if (found := SPECIES.match(name))} for some in (names, self.ensembl_ids)
+            ]
+            hint = ""
+            if but_for_case:
+                hint = f" {but_for_case:,} match but for capitals: is it another species (mouse: Cd3e, human: CD3E)?"
+            elif all(kinds) and not set.intersection(*kinds):
+                theirs, ours = (" and ".join(sorted(kind)) for kind in kinds)
+                hint = f" Ids that begin with {theirs} are of another species than {ours}."
+            common = f"{len(known):,} genes" if len(known) else "no gene"
             raise UserError(
-                f"{source} has no gene in common with the vocabulary of {len(self)} genes: it has "
+                f"{source} has {common} in common with the vocabulary of {len(self)} genes: it has "
                 f"{', '.join(map(str, names[:3]))}, ...; the vocabulary has {mine}, ....{hint}\n"
                 "Name the genes (adata.var_names) by the same symbols or Ensembl ids."
             )

@@ -147,7 +147,9 @@ def _encoding(kind: str, version: str) -> dict[str, str]:
 
 
 def _growing(group, name: str, dtype):
-    return group.create_dataset(name, shape=(0,), maxshape=(None,), dtype=dtype, chunks=(CHUNK,), compression="lzf")
+    return group.create_dataset(
+        name, shape=(0,), maxshape=(None,), dtype=dtype, chunks=(CHUNK,), compression="lzf", shuffle=True
+    )
 
 
 def _append(dataset, values: np.ndarray) -> None:

@@ -26,7 +26,7 @@ from mdsc.data.shard_mixture import open_shards
 from mdsc.errors import UserError
 from mdsc.evaluation.cell_sources import SourceCells, read_h5ad, read_shards
 from mdsc.evaluation.inpaint import HeldOutCells, ModelPredictor, check_mask_ratio, score_inpainting
-from mdsc.evaluation.optional_baselines import check_optional, fit_optional, optional_fits
+from mdsc.evaluation.optional_baselines import check_optional, fit_optional, optional_fits, packages_of
 from mdsc.evaluation.plots import save_report
 from mdsc.evaluation.predictor import TrainingCells
 from mdsc.evaluation.report import check_report_path
@@ -231,5 +231,5 @@ def _settings(
         "tokenizer": {"name": checkpoint.tokenizer.name, "num_tokens": checkpoint.tokenizer.num_tokens},
         "versions": {"python": platform.python_version()}
         | {"mdsc": __version__}
-        | {name: version(name) for name in ("torch", "numpy", "scikit-learn")},
+        | {name: version(name) for name in ("torch", "numpy", "scikit-learn", *packages_of(config.baselines))},
     }

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from mdsc.evaluation.calibration import GROUPS
 from mdsc.evaluation.inpaint import MODEL, InpaintResult
-from mdsc.evaluation.metrics import LOWER_IS_BETTER
 from mdsc.evaluation.plots import (
     METRICS,
     against_ratio,
@@ -30,6 +29,8 @@ from mdsc.evaluation.table import (
     CALIBRATION_HEADINGS,
     CAPTION,
     HEADINGS,
+    best_values,
+    by_likelihood,
     calibration_text,
     verdicts,
 )
@@ -73,11 +74,12 @@ def inpaint_report(
 def _metrics(result: InpaintResult, ratio: float) -> ReportTable:
     by_name = result.scores[ratio]
     metrics = {name: scores.metrics() for name, scores in by_name.items()}
-    best = {m: (min if LOWER_IS_BETTER[m] else max)(row[m] for row in metrics.values()) for m in HEADINGS}
+    best = best_values(metrics)
     rows = []
-    for name in sorted(metrics, key=lambda name: metrics[name]["nll"]):
+    for name in by_likelihood(metrics):
         texts = [number(metrics[name][metric]) + " *" * (metrics[name][metric] == best[metric]) for metric in HEADINGS]
-        texts[0] += f" ± {number(by_name[name].standard_errors()['nll'])}"
+        if by_name[name].calibration is not None:
+            texts[0] += f" ± {number(by_name[name].standard_errors()['nll'])}"
         rows.append([name, *texts])
     return ReportTable((f"{ratio:.0%} hidden", *HEADINGS.values()), rows, caption=CAPTION, ours=[MODEL])
 
@@ -87,6 +89,8 @@ def _calibration(result: InpaintResult, ratio: float) -> ReportTable:
     headings = [("" if group == GROUPS[0] else "E>=1 ") + CALIBRATION_HEADINGS[metric] for group, metric in columns]
     rows = []
     for name, scores in result.scores[ratio].items():
+        if scores.calibration is None:
+            continue
         values, errors = scores.calibration_metrics()
         texts = [calibration_text(metric, values[group][metric]) for group, metric in columns]
         for place, (group, metric) in enumerate(columns):

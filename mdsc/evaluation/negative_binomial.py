@@ -14,33 +14,41 @@ EXACT_TAIL = 1e-6
 
 
 def token_masses(
-    mean: Float[np.ndarray, " positions"], dispersion: Float[np.ndarray, " positions"], tokenizer: CountTokenizer
+    means: Float[np.ndarray, "draws positions"],
+    dispersion: Float[np.ndarray, " positions"],
+    tokenizer: CountTokenizer,
 ) -> Float64[np.ndarray, "positions V"]:
-    """P(token) under NB(mean, dispersion), each row summing to 1.
+    """P(token), the mean over draws of that under NB(mean, dispersion); each row sums to 1.
 
     Exact tokens by the recursion NB(k + 1) = NB(k) (k + theta) / (k + 1) mu / (mu + theta); bins by the incomplete beta
     function, P(X >= a) = I_{mu / (mu + theta)}(a, theta). Where nearly nothing is left for the bins, that function is
-    spared: a bin then holds its first count times a geometric series, whose ratio is that of the first two counts.
+    spared: under the mean over draws of mu, a bin holds its first count times a geometric series, whose ratio is that
+    of the first two counts.
     """
     edges = np.array(tokenizer.edges)
-    widths = np.diff(edges)
-    num_exact = int(np.argmax(widths != 1)) if (widths != 1).any() else len(widths)
-    mean, theta = np.maximum(mean.astype(np.float64), 1e-12), dispersion.astype(np.float64)
-    odds = mean / (mean + theta)
-    log_stop = theta * np.log1p(-odds)
-    masses = np.empty((len(mean), len(edges)))
-    masses[:, 0] = np.exp(log_stop)
-    for k in range(num_exact - 1):
-        masses[:, k + 1] = masses[:, k] * ((k + theta) / (k + 1) * odds)
+    widths = np.append(np.diff(edges), np.inf)
+    num_exact = int(np.argmax(widths != 1))
+    theta = dispersion.astype(np.float64)
+    odds = [of_draw / (of_draw + theta) for of_draw in np.maximum(means.astype(np.float64), 1e-12)]
+    masses = np.zeros((len(theta), len(edges)))
+    for of_draw in odds:
+        p = np.exp(theta * np.log1p(-of_draw))
+        for k in range(num_exact):
+            masses[:, k] += p
+            p *= (k + theta) / (k + 1) * of_draw
+    masses /= len(odds)
+
+    mean = np.maximum(means.mean(axis=0, dtype=np.float64), 1e-12)
+    of_mean = mean / (mean + theta)
     for token in range(num_exact, len(edges)):
         first = edges[token]
-        log_first = log_stop + gammaln(first + theta) - gammaln(theta) - gammaln(first + 1) + first * np.log(odds)
-        ratio = np.minimum((first + theta) / (first + 1) * odds, 1 - 1e-9)
-        width = widths[token] if token < len(widths) else np.inf
-        masses[:, token] = np.exp(log_first) * (1 - ratio**width) / (1 - ratio)
+        log_first = gammaln(first + theta) - gammaln(theta) - gammaln(first + 1)
+        log_first += theta * np.log1p(-of_mean) + first * np.log(of_mean)
+        ratio = np.minimum((first + theta) / (first + 1) * of_mean, 1 - 1e-9)
+        masses[:, token] = np.exp(log_first) * (1 - ratio ** widths[token]) / (1 - ratio)
     rows = np.flatnonzero(masses[:, :num_exact].sum(axis=1) < 1 - EXACT_TAIL)
     if len(rows):
-        above = betainc(edges[num_exact:], theta[rows, None], odds[rows, None])
+        above = np.mean([betainc(edges[num_exact:], theta[rows, None], one[rows, None]) for one in odds], axis=0)
         masses[rows, num_exact:] = above - np.concatenate([above[:, 1:], np.zeros((len(rows), 1))], axis=1)
     return masses / masses.sum(axis=1, keepdims=True)
 

@@ -23,6 +23,11 @@ def check_optional(names: Sequence[str]) -> None:
             )
 
 
+def packages_of(names: Sequence[str]) -> list[str]:
+    """What pip calls that which they need."""
+    return [PACKAGES[name][1] for name in names]
+
+
 def fit_optional(names: Sequence[str], train: TrainingCells, *, seed: int = 0) -> dict[str, Predictor | PointPredictor]:
     """Those of them that are fitted once, to training cells alone."""
     if "scvi" not in names:

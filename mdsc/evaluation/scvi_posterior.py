@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NUM_DRAWS = 8
 """Draws of the state that a prediction is the mean of; the same standard normal numbers for each cell."""
-REFINE_STEPS = 150
+REFINE_STEPS = 100
 REFINE_RATE = 0.05
 
 Means = Float32[np.ndarray, "draws cells genes"]

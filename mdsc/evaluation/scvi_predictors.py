@@ -43,11 +43,9 @@ class ScviLaws:
         counts, visible = _arrays(cells)
         means = self.posterior.means(counts, visible)
         cell, gene = np.nonzero(~visible)
-        masses = 0.0
-        for of_draw in means:
-            masses = masses + token_masses(of_draw[cell, gene], self.dispersion[gene], self.tokenizer)
+        masses = token_masses(means[:, cell, gene], self.dispersion[gene], self.tokenizer)
         p = np.full((*counts.shape, self.tokenizer.num_tokens), 1 / self.tokenizer.num_tokens, dtype=np.float32)
-        p[cell, gene] = np.maximum(masses / len(means), 1e-30)
+        p[cell, gene] = np.maximum(masses, 1e-30)
         return np.log(p, out=p)
 
 

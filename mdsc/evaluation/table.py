@@ -1,5 +1,6 @@
 """The table that a person reads, and a plain sentence on who wins."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,12 +40,8 @@ def scores_table(result: InpaintResult) -> "Table":
     for ratio, by_name in result.scores.items():
         metrics = {name: scores.metrics() for name, scores in by_name.items()}
         errors = {name: scores.standard_errors() for name, scores in by_name.items()}
-        best = {
-            metric: (np.nanmin if LOWER_IS_BETTER[metric] else np.nanmax)([row[metric] for row in metrics.values()])
-            for metric in HEADINGS
-        }
-        # Those that have no likelihood come last: inf, as NaN has no place in an order.
-        for place, name in enumerate(sorted(metrics, key=lambda name: np.nan_to_num(metrics[name]["nll"], nan=np.inf))):
+        best = best_values(metrics)
+        for place, name in enumerate(by_likelihood(metrics)):
             cells = []
             for metric in HEADINGS:
                 if np.isnan(metrics[name][metric]):
@@ -62,6 +59,17 @@ def scores_table(result: InpaintResult) -> "Table":
                 end_section=place == len(metrics) - 1,
             )
     return table
+
+
+def by_likelihood(metrics: Mapping[str, dict[str, float]]) -> list[str]:
+    """Names by nll. Those that have none come last: NaN has no place in an order."""
+    return sorted(metrics, key=lambda name: np.nan_to_num(metrics[name]["nll"], nan=np.inf))
+
+
+def best_values(metrics: Mapping[str, dict[str, float]]) -> dict[str, float]:
+    """The best of each column, among those for whom it is defined."""
+    values = {metric: [row[metric] for row in metrics.values()] for metric in HEADINGS}
+    return {m: float((np.nanmin if LOWER_IS_BETTER[m] else np.nanmax)(values[m])) for m in HEADINGS}
 
 
 CALIBRATION_HEADINGS = {

@@ -4,9 +4,12 @@ What is not ours is copied by HDF5 from file to file as it is stored, so that it
 compression, and no memory holds it. Written beside and then renamed.
 """
 
+import errno
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +18,13 @@ from jaxtyping import Bool
 
 from mdsc.atomic import replacing
 from mdsc.data.h5ad_writer import GrowingArray, GrowingCsr
+from mdsc.data.row_group_checks import first_line
 from mdsc.errors import UserError
-from mdsc.sampling.filled_layers import OURS, AnswerOptions, Portion
+from mdsc.sampling.filled_layers import OURS, AnswerOptions
+from mdsc.sampling.finished_cells import FinishedCells
 
 if TYPE_CHECKING:
+    import h5py
     import pandas as pd
     from anndata import AnnData
 
@@ -37,18 +43,22 @@ def check_output(path: Path, source: Path | None) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"--output: {path} cannot be written: {parent} is no folder that takes new files.")
-    size, free = source.stat().st_size if source is not None and source.exists() else 0, shutil.disk_usage(parent).free
-    if free < size:
-        raise UserError(
-            f"--output: {path} begins with a copy of the input, {size / 1e6:,.0f} MB, and {parent} has room for "
-            f"{free / 1e6:,.0f} MB: make room, or write elsewhere."
-        )
+    if source is not None and source.exists():
+        require_room(path, source.stat().st_size)
+
+
+def require_room(path: Path, size: int) -> None:
+    """OSError if the disk of an output has not so many bytes left: HDF5 takes a full disk badly."""
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if (free := shutil.disk_usage(parent).free) < size:
+        what = f"it takes some {size / 1e6:,.1f} MB, and there are {free / 1e6:,.1f} MB left"
+        raise OSError(errno.ENOSPC, what, str(path))
 
 
 def write_filled(
     source: "Path | AnnData",
     output: Path,
-    portions: Iterable[Portion],
+    portions: FinishedCells,
     answer: AnswerOptions,
     *,
     layer: str | None,
@@ -59,9 +69,10 @@ def write_filled(
     import h5py
     from anndata.io import write_elem
 
+    require_room(output, (source.stat().st_size if isinstance(source, Path) else 0) + int(0.6 * portions.num_bytes))
     with replacing(output) as beside:
         _copy(source, beside, of_raw=layer == "raw")
-        with h5py.File(beside, "r+") as file:
+        with _hdf5(beside, "r+") as file:
             group = file.require_group("layers")
             if "encoding-type" not in group.attrs:
                 group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
@@ -83,6 +94,30 @@ def write_filled(
             write_elem(file["uns"], "mdsc", dict(uns))
 
 
+@contextmanager
+def _hdf5(path: Path, mode: str) -> Iterator["h5py.File"]:
+    """An open file, of which a full disk makes an OSError and no more.
+
+    HDF5 may find out on closing, as a RuntimeError; what it could not write it tries again at the process's end, and
+    crashes. So there must be room by then.
+    """
+    import h5py
+
+    file = h5py.File(path, mode)
+    try:
+        yield file
+        file.close()
+    except (OSError, RuntimeError) as error:
+        os.truncate(path, 0)
+        with suppress(OSError, RuntimeError):
+            file.close()
+        found = re.search(r"error message = '(.+?)'", str(error))
+        raise OSError(found[1] if found else first_line(error)) from error
+    except BaseException:
+        file.close()
+        raise
+
+
 def _copy(source: "Path | AnnData", target: Path, *, of_raw: bool) -> None:
     """All but our layers, as a file."""
     import anndata
@@ -91,7 +126,7 @@ def _copy(source: "Path | AnnData", target: Path, *, of_raw: bool) -> None:
     if isinstance(source, Path):
         with h5py.File(source, "r") as old:
             if "encoding-type" in old.attrs:
-                with h5py.File(target, "w") as new:
+                with _hdf5(target, "w") as new:
                     _copy_file(old, new, of_raw=of_raw)
                 return
         source = anndata.read_h5ad(source)  # of an anndata of before 2021, whose files look otherwise

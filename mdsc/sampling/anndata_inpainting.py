@@ -77,7 +77,7 @@ class Inpainting:
         conditions = known.of_cells(source.obs, asked.condition, say)
         asked.check_guidance(known, conditions)
         columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
-        size = pass_size(checkpoint, len(columns), passes)
+        size = pass_size(checkpoint, len(columns), passes, all_genes=len(source.var))
         say(_described(source, places, checkpoint))
         say(hiding.said(len(columns)))
         hiding.check(len(columns))

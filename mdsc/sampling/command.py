@@ -25,6 +25,7 @@ from mdsc.config.flags import parse_flags
 from mdsc.data.anndata_counts import open_counts
 from mdsc.data.h5ad_writer import H5adWriter
 from mdsc.data.level_features import feature_files
+from mdsc.data.row_group_checks import first_line
 from mdsc.errors import UserError
 from mdsc.sampling.anndata_files import check_output, read_obs, write_filled
 from mdsc.sampling.anndata_generation import Generation
@@ -196,7 +197,7 @@ def _kept(output: Path, digest: str, num_columns: int, say: Callable[[str], None
             yield finished
     except OSError as error:
         raise UserError(
-            f"--output: {output} cannot be written: {error.strerror or error}.\n"
+            f"--output: {output} cannot be written: {error.strerror or first_line(error)}.\n"
             "Mend that and give the same command again: it goes on after the cells that are done."
         ) from error
 

@@ -72,6 +72,11 @@ class FinishedCells:
         yield from self._waiting
 
     @property
+    def num_bytes(self) -> int:
+        """Of all that is done, uncompressed."""
+        return self._bytes + sum(path.stat().st_size for path in self._saved)
+
+    @property
     def totals(self) -> Float64[np.ndarray, " 4"]:
         from safetensors import safe_open
 

@@ -5,9 +5,9 @@ From t to s a visible position that is not evidence is hidden again with chance 
 with chance (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t): alpha_s of them are visible at s, as in ancestral sampling.
 sigma is at most sigma_max = min(1, (1 - alpha_s) / alpha_t), where that chance is 1.
 
-With exact conditionals hiding biases nothing; drawing several positions in a step does. The number of times that a
-position is drawn grows with eta and with the steps, so that for a fixed eta more steps do not end at the model's own
-law: they do for an eta that shrinks as 1 / num_steps.
+Hiding biases nothing; drawing several positions in a step does, and remasking draws more of them. So with exact
+conditionals the law nears the model's own as 1 / num_steps without remasking, and as 1 / sqrt(num_steps) for a fixed
+eta; for an eta that shrinks as 1 / num_steps it is as fast again. What remasking may gain is on networks that err.
 """
 
 from collections.abc import Iterator
