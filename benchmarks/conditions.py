@@ -40,7 +40,7 @@ class ConditionsConfig:
     """Optimiser steps on simulated cells."""
     kang_steps: int = 800
     """Optimiser steps on the cells of Kang et al."""
-    num_cells: int = 1000
+    num_cells: int = 600
     """Simulated cells that are generated for each drug; a third of it at other guidance than 1."""
     num_steps: int = 16
     """Steps of sampling."""
