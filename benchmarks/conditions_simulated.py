@@ -39,7 +39,7 @@ def train(config: TrainConfig) -> Checkpoint:
 
 
 def known_drugs(folder: Path, seed: int, steps: int, num_cells: int, num_steps: int) -> dict:
-    """Of one truth and one training: r and slope of each drug's generated effect, by guidance; and real cells' r."""
+    """Of one truth and one training: r and slope of each drug's generated effect, by guidance; and real cells' own."""
     truth = Truth.of(replace(KNOWN, seed=seed))
     checkpoint = trained(truth, folder, steps, ())
     found = {
@@ -47,7 +47,8 @@ def known_drugs(folder: Path, seed: int, steps: int, num_cells: int, num_steps: 
         for guidance in GUIDANCE
         if (number := num_cells if guidance == 1 else num_cells // FEWER)
     }
-    return {"guidance": found, "real": real_effects(truth, truth.drugs[1:])}
+    typed = effects_of(checkpoint, truth, truth.drugs[1:], 1.0, num_cells, num_steps, with_types=True)
+    return {"guidance": found, "cell type told too": typed, "real": real_effects(truth, truth.drugs[1:])}
 
 
 def unseen_drugs(folder: Path, seed: int, steps: int, num_cells: int, num_steps: int) -> dict:
@@ -58,12 +59,14 @@ def unseen_drugs(folder: Path, seed: int, steps: int, num_cells: int, num_steps:
     write_features(LevelFeatures(tuple(truth.drugs), truth.features, "the simulator"), path)
     checkpoint = trained(truth, folder, steps, (f"drug={path}",))
     unseen, seen = truth.drugs[-UNSEEN.unseen_drugs :], truth.drugs[1 : 1 + UNSEEN.unseen_drugs]
-    return {
-        "unseen": effects_of(checkpoint, truth, unseen, 1.0, num_cells, num_steps),
-        "seen": effects_of(checkpoint, truth, seen, 1.0, num_cells, num_steps),
-        "baselines": feature_baselines(truth, unseen),
-        "real": real_effects(truth, unseen),
+    found = {
+        f"{kind}{', cell type told too' * with_types}": effects_of(
+            checkpoint, truth, drugs, 1.0, num_cells, num_steps, with_types=with_types
+        )
+        for kind, drugs in (("unseen", unseen), ("seen", seen))
+        for with_types in (False, True)
     }
+    return {"generated": found, "baselines": feature_baselines(truth, unseen), "real": real_effects(truth, unseen)}
 
 
 def trained(truth: Truth, folder: Path, steps: int, features: tuple[str, ...]) -> Checkpoint:
@@ -75,14 +78,35 @@ def trained(truth: Truth, folder: Path, steps: int, features: tuple[str, ...]) -
 
 
 def effects_of(
-    checkpoint: Checkpoint, truth: Truth, drugs: list[str], guidance: float, num_cells: int, num_steps: int
+    checkpoint: Checkpoint,
+    truth: Truth,
+    drugs: list[str],
+    guidance: float,
+    num_cells: int,
+    num_steps: int,
+    *,
+    with_types: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Effects in cells of no given type, against as many cells under control that have had the same guidance."""
+    """Effects in generated cells, against as many cells under control that have had the same guidance.
+
+    with_types: tell the cell type, too, as many cells of each. Else the model draws it, and not quite evenly: two sets
+    of cells then differ by what tells the types apart as well.
+    """
+    import pandas as pd
+
+    types = pd.DataFrame({"cell_type": truth.types}) if with_types else None
 
     def mean(drug: str) -> Float64[np.ndarray, " genes"]:
         # Each has its own seed: cells that share their draws would differ by less than chance.
-        options = {"seed": truth.drugs.index(drug), "num_steps": num_steps}
-        cells = generate_anndata(checkpoint, num_cells, condition={"drug": drug}, guidance=guidance, **options)
+        cells = generate_anndata(
+            checkpoint,
+            num_cells,
+            condition={"drug": drug},
+            conditions_from=types,
+            guidance=guidance,
+            seed=truth.drugs.index(drug),
+            num_steps=num_steps,
+        )
         return np.asarray(cells.X.mean(axis=0)).ravel()
 
     control = mean(CONTROL)
