@@ -60,7 +60,7 @@ def test_tags_are_closed_and_what_users_wrote_is_text(parsed):
     assert parsed.open == []
     names = [tag for tag, _ in parsed.seen]
     assert "script" not in names
-    # Title, heading, subtitle, verdict, paragraph, two headings of the table, its caption, that of the picture, a setting.
+    # Title, heading, subtitle, verdict, paragraph, two headings of the table, its caption, the picture's, a setting.
     assert parsed.text.count(EVIL) == 10
     [image] = [attributes for tag, attributes in parsed.seen if tag == "img"]
     assert image["alt"] == EVIL
