@@ -1,6 +1,6 @@
 """The HTML report of an embedding: the table, the verdict, and both spaces in two dimensions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,11 @@ MOST_NAMED = 20
 
 
 def embedding_report(
-    cells: EmbeddedCells, scores: Mapping[str, EmbeddingScores], key: str, verdict: Verdict, settings: Mapping
+    cells: EmbeddedCells,
+    scores: Mapping[str, EmbeddingScores],
+    key: str,
+    verdicts: Sequence[Verdict],
+    settings: Mapping,
 ) -> Report:
     how = "in five folds" if cells.is_train is None else "from the training cells of the split"
     said = (
@@ -25,7 +29,7 @@ def embedding_report(
     sections = [
         Section(
             "What it says",
-            verdicts=[verdict],
+            verdicts=verdicts,
             paragraphs=[said],
             tables=[ReportTable(columns_of(scores), table_rows(scores), caption=CAPTION, ours=[key])],
         ),

@@ -5,7 +5,7 @@ number, are compared with B: distances of small samples are large even for equal
 compared. What A has is the floor. It is done anew for several cuts; their standard deviation is the noise of one.
 
 The space is fitted on one half of the training cells, and the baselines on the other: components are fitted to the very
-cells that they are fitted on, which can be told from fresh cells of the same law by that alone (boosted trees: AUC .8).
+cells that they are fitted on, which boosted trees can tell from fresh cells of the same law by that alone.
 """
 
 from collections.abc import Callable
