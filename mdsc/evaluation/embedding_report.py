@@ -44,6 +44,9 @@ def _map(cells: EmbeddedCells, key: str) -> ReportImage:
     every = np.arange(len(cells.labels))
     rows = np.random.default_rng(0).permutation(len(every))[:MOST_POINTS]
     spaces = {key: cells.points, "PCA of the counts": pca_of(cells.counts)(every)}
+    from matplotlib import colormaps
+
+    colours = colormaps["tab10" if len(cells.label_names) <= 10 else "tab20"]
     figure = new_figure(10.0, 5.2)
     panels = figure.subplots(1, 2)
     frequent = np.argsort(-np.bincount(cells.labels), kind="stable")[:MOST_NAMED]
@@ -55,8 +58,8 @@ def _map(cells: EmbeddedCells, key: str) -> ReportImage:
         axes.scatter(*flat[other].T, s=6, color="0.8", linewidths=0, label="other" if len(other) else None)
         for place, label in enumerate(frequent):
             some = rows[cells.labels[rows] == label]
-            colour = f"C{place}" if place < 10 else None
-            axes.scatter(*flat[some].T, s=6, alpha=0.7, linewidths=0, color=colour, label=cells.label_names[label])
+            style = {"color": [colours(place)], "label": cells.label_names[label], "alpha": 0.7}
+            axes.scatter(*flat[some].T, s=6, linewidths=0, **style)
         axes.set(title=name, xlabel="component 1", ylabel="component 2", xticks=[], yticks=[])
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, markerscale=2.5, fontsize=8)
