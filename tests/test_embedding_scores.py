@@ -134,11 +134,11 @@ def test_the_command_scores_beside_pca_and_writes_a_report(embedded, capsys):
     said = capsys.readouterr().out
     assert "2 cells are left out: without a label, or of one that fewer than 5 have; of few cells: rare" in said
     assert scores["model"]["accuracy"] == 1
-    assert scores["baselines"].keys() == {"pca_50", "depth", "permuted_labels"}
+    assert scores["baselines"].keys() == {"pca_50", "pca_10", "depth", "permuted_labels"}
     assert scores["baselines"]["permuted_labels"]["accuracy"] < 0.5 < scores["baselines"]["pca_50"]["accuracy"]
     assert scores["model"]["batch_entropy"] == pytest.approx(1, abs=0.1)
-    assert scores["comparison"]["accuracy_difference"] >= 0
-    assert "level with PCA-50 of the counts or better" in said
+    assert scores["comparison"]["pca_50"]["accuracy_difference"] >= 0
+    assert "level with pca_50 of the counts or better" in said
     html = (embedded / "report.html").read_text()
     assert "T &lt;b&gt;cell&lt;/b&gt;" in html
     assert "<b>cell" not in html
@@ -146,8 +146,8 @@ def test_the_command_scores_beside_pca_and_writes_a_report(embedded, capsys):
 
 def test_an_embedding_that_knows_less_than_pca_is_said_to(embedded, capsys):
     scores = evaluate(embedded, "--key", "X_noise", "--train-split", "split")
-    assert "PCA-50 of the counts is BETTER than X_noise" in capsys.readouterr().out
-    assert scores["comparison"]["accuracy_difference"] < -0.3
+    assert "pca_10 of the counts is BETTER than X_noise" in capsys.readouterr().out
+    assert scores["comparison"]["pca_50"]["accuracy_difference"] < -0.3
     assert "batch_entropy" not in scores["model"]
 
 

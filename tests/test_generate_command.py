@@ -43,7 +43,7 @@ def evaluate(folder: Path, *flags: str, **files: str) -> dict:
 
 @pytest.fixture(scope="module")
 def scores(folder) -> dict:
-    return evaluate(folder, "--repeats", "2", "--by", "drug", "--report", str(folder / "report.html"))
+    return evaluate(folder, "--repeats", "1", "--by", "drug", "--report", str(folder / "report.html"))
 
 
 def test_json_has_floor_and_baselines_beside_the_generated(scores):
@@ -80,7 +80,7 @@ def test_genes_are_matched_by_name(folder, scores, capsys):
     more = sp.hstack([shuffled.X, sp.csr_matrix(np.full((100, 1), 9, dtype=np.int32))], format="csr")
     var = pd.DataFrame(index=[*shuffled.var_names, "NEW"])
     anndata.AnnData(more, obs=adata.obs, var=var).write_h5ad(folder / "shuffled.h5ad")
-    found = evaluate(folder, "--repeats", "2", generated="shuffled.h5ad")
+    found = evaluate(folder, "--repeats", "1", generated="shuffled.h5ad")
     for metric in ("mmd2", "mean_error", "auc_logistic", "depth_ratio"):
         assert found["model"][metric] == pytest.approx(scores["model"][metric], abs=1e-9), metric
     assert "1 of its genes are left out" in capsys.readouterr().out

@@ -112,7 +112,7 @@ def test_laws_that_are_too_narrow_cover_too_little():
 
 def test_exact_conditionals_of_a_joint_law_are_calibrated_and_others_are_not():
     """Through hiding, tokens and logits, as the harness goes."""
-    joint, number = ExactJoint(4, seed=1), 3000
+    joint, number = ExactJoint(4, seed=1), 1500
     rows = torch.multinomial(joint.p, number, replacement=True, generator=torch.Generator().manual_seed(0))
     batch = joint.batch(joint.cells[rows])
     hidden = hide_fraction(batch.is_pad, 0.6, seed=0, cell_index=batch.cell_index)
@@ -129,9 +129,9 @@ def test_exact_conditionals_of_a_joint_law_are_calibrated_and_others_are_not():
         return values[ALL], errors[ALL]
 
     found, errors = pit_error(right)
-    assert abs(found["coverage_90"] - 0.9) < 4 * errors["coverage_90"] < 0.03
-    assert abs(found["coverage_50"] - 0.5) < 4 * errors["coverage_50"] < 0.04
-    assert found["pit_error"] < 0.015
+    assert abs(found["coverage_90"] - 0.9) < 4 * errors["coverage_90"] < 0.04
+    assert abs(found["coverage_50"] - 0.5) < 4 * errors["coverage_50"] < 0.06
+    assert found["pit_error"] < 0.02
     assert pit_error(other_gene)[0]["pit_error"] > 0.02
 
 

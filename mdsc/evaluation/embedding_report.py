@@ -1,6 +1,6 @@
 """The HTML report of an embedding: the table, the verdict, and both spaces in two dimensions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,11 @@ MOST_NAMED = 20
 
 
 def embedding_report(
-    cells: EmbeddedCells, scores: Mapping[str, EmbeddingScores], key: str, verdict: Verdict, settings: Mapping
+    cells: EmbeddedCells,
+    scores: Mapping[str, EmbeddingScores],
+    key: str,
+    verdicts: Sequence[Verdict],
+    settings: Mapping,
 ) -> Report:
     how = "in five folds" if cells.is_train is None else "from the training cells of the split"
     said = (
@@ -25,7 +29,7 @@ def embedding_report(
     sections = [
         Section(
             "What it says",
-            verdicts=[verdict],
+            verdicts=verdicts,
             paragraphs=[said],
             tables=[ReportTable(columns_of(scores), table_rows(scores), caption=CAPTION, ours=[key])],
         ),
@@ -40,6 +44,9 @@ def _map(cells: EmbeddedCells, key: str) -> ReportImage:
     every = np.arange(len(cells.labels))
     rows = np.random.default_rng(0).permutation(len(every))[:MOST_POINTS]
     spaces = {key: cells.points, "PCA of the counts": pca_of(cells.counts)(every)}
+    from matplotlib import colormaps
+
+    colours = colormaps["tab10" if len(cells.label_names) <= 10 else "tab20"]
     figure = new_figure(10.0, 5.2)
     panels = figure.subplots(1, 2)
     frequent = np.argsort(-np.bincount(cells.labels), kind="stable")[:MOST_NAMED]
@@ -51,8 +58,8 @@ def _map(cells: EmbeddedCells, key: str) -> ReportImage:
         axes.scatter(*flat[other].T, s=6, color="0.8", linewidths=0, label="other" if len(other) else None)
         for place, label in enumerate(frequent):
             some = rows[cells.labels[rows] == label]
-            colour = f"C{place}" if place < 10 else None
-            axes.scatter(*flat[some].T, s=6, alpha=0.7, linewidths=0, color=colour, label=cells.label_names[label])
+            style = {"color": [colours(place)], "label": cells.label_names[label], "alpha": 0.7}
+            axes.scatter(*flat[some].T, s=6, linewidths=0, **style)
         axes.set(title=name, xlabel="component 1", ylabel="component 2", xticks=[], yticks=[])
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, markerscale=2.5, fontsize=8)

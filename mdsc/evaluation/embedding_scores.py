@@ -44,8 +44,17 @@ class EmbeddingScores:
 
 
 def pca_of(counts: sp.csr_matrix, num_components: int = 50) -> Callable[[np.ndarray], Points]:
-    """Principal components of log-normalised counts: given the rows to fit on, points of all cells."""
-    return lambda rows: ExpressionSpace.fit(counts[rows], num_components).project(counts)
+    """Principal components of log-normalised counts: given the rows to fit on, points of all cells; kept for when the
+    same rows come again."""
+    fitted: dict[bytes, Points] = {}
+
+    def points(rows: np.ndarray) -> Points:
+        key = rows.tobytes()
+        if key not in fitted:
+            fitted[key] = ExpressionSpace.fit(counts[rows], num_components).project(counts)
+        return fitted[key]
+
+    return points
 
 
 def folds_of(labels: Labels, is_train: Bool[np.ndarray, " cells"] | None, seed: int) -> list[Fold]:

@@ -46,12 +46,12 @@ def embedding_table(scores: Mapping[str, EmbeddingScores], key: str) -> "Table":
     return table
 
 
-def verdict(key: str, gap: float, error: float) -> Verdict:
-    """gap: accuracy of the embedding less that of PCA."""
+def verdict(key: str, baseline: str, gap: float, error: float) -> Verdict:
+    """gap: accuracy of the embedding less that of the baseline."""
     points = f"{100 * abs(gap):.1f} ± {100 * error:.1f} points of kNN accuracy"
     if gap >= 0:
-        return Verdict(f"{key} is level with PCA-50 of the counts or better: +{points}.", "good")
-    return Verdict(f"PCA-50 of the counts is BETTER than {key} by {points}.", "bad")
+        return Verdict(f"{key} is level with {baseline} of the counts or better: +{points}.", "good")
+    return Verdict(f"{baseline} of the counts is BETTER than {key} by {points}.", "bad")
 
 
 def _texts(found: EmbeddingScores) -> list[str]:

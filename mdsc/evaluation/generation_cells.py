@@ -43,10 +43,10 @@ def read_sets(
         if column is not None and column not in cells.conditions:
             raise UserError(f"--by: {cells.name} ({flag}) has no column obs[{column!r}].")
     if train_path is None:
-        if real.counts.shape[0] < 3 * LEAST_CELLS:
+        if real.counts.shape[0] < 6 * LEAST_CELLS:
             raise UserError(
                 f"--real: {real.name} has {real.counts.shape[0]} cells, and without --train a part of them stands for "
-                f"the training cells; give --train, or {3 * LEAST_CELLS} cells or more."
+                f"the training cells; give --train, or {6 * LEAST_CELLS} cells or more."
             )
         say("--train is not given: a third of the real cells, drawn at random, stands for the training cells")
         order = np.random.default_rng(seed).permutation(real.counts.shape[0])

@@ -116,7 +116,7 @@ def _by(
     for level in np.unique(real.conditions[column]):
         sets = [cells.of_rows(np.flatnonzero(cells.conditions[column] == level)) for cells in (real, generated)]
         of_level = train.conditions.get(column, np.array([])) == level
-        fitted = train.of_rows(np.flatnonzero(of_level)) if of_level.sum() >= LEAST_CELLS else train
+        fitted = train.of_rows(np.flatnonzero(of_level)) if of_level.sum() >= 2 * LEAST_CELLS else train
         if sets[0].counts.shape[0] < 2 * LEAST_CELLS or sets[1].counts.shape[0] < LEAST_CELLS:
             sizes = " and ".join(f"{cells.counts.shape[0]} of {cells.name}" for cells in sets)
             say(f"{column} {level}: left out, too few cells ({sizes})")

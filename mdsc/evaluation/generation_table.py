@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 ROWS = {
     GENERATED: "generated",
-    FLOOR: "real half (floor)",
+    FLOOR: "real half: floor",
     **{name: name.replace("_", " ") for name in BASELINES},
 }
 JUDGED = ("mmd2", "w2", "auc_boosting", "correlation_error")
@@ -38,7 +38,12 @@ def generation_table(result: GenerationResult) -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left", padding=(0, 1))
     for place, heading in enumerate(("metric", "ideal", *ROWS.values())):
-        table.add_column(heading, justify="right" if place else "left", style="bold cyan" if place == 2 else "")
+        table.add_column(
+            heading,
+            justify="right" if place else "left",
+            style="bold cyan" if place == 2 else "",
+            min_width=0 if place else max(map(len, result.values[GENERATED])),
+        )
     for row in table_rows(result):
         table.add_row(*row)
     return table
@@ -65,8 +70,8 @@ def verdicts(result: GenerationResult) -> list[Verdict]:
     if copied > 0 or nearer_share > 0.75:
         said.append(
             Verdict(
-                f"{copied:.1%} of the generated cells ARE training cells; with chance {nearer_share:.2f} (0.5: as real "
-                "cells) one is nearer to a training cell than a real one is. Is the model memorising?",
+                f"A generated cell is nearer to a training cell than a real one is with chance {nearer_share:.2f} (as "
+                f"real cells: 0.5), and {copied:.1%} ARE training cells. Is the model memorising, or are all alike?",
                 "bad",
             )
         )
