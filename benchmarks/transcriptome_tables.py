@@ -49,10 +49,9 @@ def score_table(runs: Sequence[dict], where: str) -> ResultTable:
             text = mean_and_sd([metrics[metric] for metrics in scores[name].values()])
             text = "n/a" if text == "-" else text
             cells.append(f"**{text}**" if means[name][metric] == best[metric] else text)
-        rows.append([name, *cells])
-    seeds = sorted({run["seed"] for run in runs})
-    note = f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}. n/a: predicts one count, and no law."
-    return ResultTable(f"Scores: {where}", ("predictor", *METRICS), rows, note)
+        rows.append([name, *cells, str(len(scores[name]))])
+    note = "Mean ± standard deviation over seeds. n/a: predicts one count, and no law."
+    return ResultTable(f"Scores: {where}", ("predictor", *METRICS, "seeds"), rows, note)
 
 
 def difference_table(runs: Sequence[dict]) -> ResultTable:
@@ -66,8 +65,8 @@ def difference_table(runs: Sequence[dict]) -> ResultTable:
         for metric in METRICS:
             differences = [ours[metric] - theirs[metric] for ours, theirs in pairs if theirs[metric] is not None]
             cells.append(mean_and_sd(differences, signed=True) if differences else "n/a")
-        rows.append([f"{first} - {name}", *cells])
-    return ResultTable("Differences, paired by seed", ("", *METRICS), rows)
+        rows.append([f"{first} - {name}", *cells, str(len(pairs))])
+    return ResultTable("Differences, paired by seed", ("", *METRICS, "seeds"), rows)
 
 
 def cost_table(runs: Sequence[dict], size: dict[str, int]) -> ResultTable:
