@@ -113,19 +113,16 @@ def test_every_number_of_hidden_genes_counts_alike(joint, form, schedule):
         return torch.cat([-loss, torch.log(-torch.expm1(-loss)), torch.full_like(loss, -50.0)], dim=-1)
 
     zeros = joint.batch(torch.zeros(40_000, 4, dtype=torch.long))
-    bound = nelbo(predict, joint.tokenizer, zeros, num_replicates=4, form=form, schedule=schedule, max_logits=2**23)
+    bound = nelbo(predict, joint.tokenizer, zeros, num_replicates=4, form=form, schedule=schedule)
     assert bound.error < 0.0015
     assert abs(bound.mean - 30 / 64) < 4 * bound.error
 
 
 @pytest.mark.parametrize(("form", "schedule"), FORMS)
-def test_a_cell_scores_the_same_alone_and_under_any_memory_bound(joint, form, schedule):
+def test_a_cell_scores_the_same_alone_and_among_others(joint, form, schedule):
     cells = joint.batch(joint.cells)
     options = {"num_replicates": 3, "form": form, "schedule": schedule}
     whole = nelbo(joint.predict, joint.tokenizer, cells, **options)
-    parts = nelbo(joint.predict, joint.tokenizer, cells, max_logits=7 * 4 * 3, **options)
-    assert max(len(tokens) for tokens in joint.calls[-3:]) <= 7
-    assert torch.equal(parts.per_cell, whole.per_cell)
     alone = nelbo(joint.predict, joint.tokenizer, cells.select(torch.tensor([50])), **options)
     assert alone.per_cell[0] == whole.per_cell[50]
     assert math.isnan(alone.error)

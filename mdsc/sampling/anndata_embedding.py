@@ -18,7 +18,8 @@ from mdsc.errors import UserError
 from mdsc.progress import CellProgress
 from mdsc.sampling.anndata_cells import ModelCells, open_cells
 from mdsc.sampling.embedding import embed_cells, embed_genes, layer_of
-from mdsc.sampling.loaded_model import cells_per_pass, opened, provenance
+from mdsc.sampling.loaded_model import opened, provenance
+from mdsc.sampling.pass_size import PassOptions, pass_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +71,7 @@ def embedded(
 ) -> Iterator[tuple[slice, Float32[np.ndarray, "cells width"]]]:
     """Rows and their embeddings, a block of cells at a time."""
     model, tokenizer = cells.checkpoint.model, cells.checkpoint.tokenizer
-    size = cells_per_pass(len(cells.columns), batch_size, model.device)
+    size = _cells_at_once(cells.checkpoint, len(cells.columns), batch_size)
     with CellProgress("embedding", len(cells), show=show_progress, lines=True) as progress:
         for batch in cells.batches(cells.columns, size):
             start = int(batch.cell_index[0])
@@ -149,12 +150,17 @@ class MdscEmbedder:
     def get_embeddings(self, dataset: CellDataset) -> Float32[np.ndarray, "cells width"]:
         """One row for each cell."""
         model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
-        size = cells_per_pass(len(dataset.places), self.batch_size, model.device)
+        size = _cells_at_once(self.checkpoint, len(dataset.places), self.batch_size)
         blocks = []
         for start in range(0, len(dataset), size):
             batch = batch_from_csr(dataset.counts[start : start + size], dataset.places, tokenizer, first_cell=start)
             blocks.append(embed_cells(model, tokenizer, batch.to(model.device), self.layer).cpu().numpy())
         return np.concatenate(blocks)
+
+
+def _cells_at_once(checkpoint: Checkpoint, num_genes: int, batch_size: int | None) -> int:
+    """A layer is of all genes at once."""
+    return pass_size(checkpoint, num_genes, PassOptions(batch_size=batch_size, genes_per_pass=num_genes)).cells
 
 
 def _say_nothing(text: str) -> None:

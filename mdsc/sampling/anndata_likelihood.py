@@ -27,13 +27,16 @@ from mdsc.errors import UserError
 from mdsc.progress import CellProgress
 from mdsc.sampling.anndata_cells import ModelCells, open_cells
 from mdsc.sampling.chain_rule import chain_rule
-from mdsc.sampling.loaded_model import cells_per_pass, opened, predictor, provenance
+from mdsc.sampling.keyword_options import taken_from
+from mdsc.sampling.loaded_model import opened, predictor, provenance
 from mdsc.sampling.nelbo import Nelbo, count_losses, nelbo
+from mdsc.sampling.pass_size import PassOptions, pass_size
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 ESTIMATORS = ("bound", "chain")
+ALL_THAT_FITS = PassOptions()
 OF_COUNTS = "counts: -log p(token) - log p(count | token)"
 
 
@@ -84,7 +87,6 @@ def likelihood_anndata(
     *,
     layer: str | None = None,
     condition: Mapping[str, str] | None = None,
-    batch_size: int | None = None,
     copy: bool = True,
     name: str = "the AnnData",
     say: Callable[[str], None] | None = None,
@@ -97,20 +99,20 @@ def likelihood_anndata(
         checkpoint: folder, or a checkpoint that is loaded.
         adata: raw counts in X or `layer`; genes by symbol or Ensembl id, in any order.
         condition: level of a condition for all cells; others come from the columns of obs named like the model's.
-        batch_size: cells at once; by default what suits the device. It changes no result but by rounding.
         copy: False adds to `adata` itself.
         options: fields of `LikelihoodOptions`: target_genes and given_genes (names; by default all genes that are not
             given are the target; genes that are in neither are neither seen nor scored), information, estimator
             ("bound" or "chain": the chain rule in num_samples orders, with as many passes each as there are targets),
-            num_samples (draws of what is hidden), seed.
+            num_samples (draws of what is hidden), seed; and of `PassOptions` (batch_size, genes_per_pass, max_memory).
     """
+    likelihood, passes = taken_from(options, LikelihoodOptions, PassOptions)
     scores = score_cells(
         checkpoint,
         adata,
-        LikelihoodOptions(**options),
+        likelihood,
+        passes,
         layer=layer,
         condition=condition,
-        batch_size=batch_size,
         name=name,
         say=say,
         show_progress=show_progress,
@@ -126,10 +128,10 @@ def score_cells(
     checkpoint: str | Path | Checkpoint,
     source: "AnnData | str | Path",
     options: LikelihoodOptions,
+    passes: PassOptions = ALL_THAT_FITS,
     *,
     layer: str | None = None,
     condition: Mapping[str, str] | None = None,
-    batch_size: int | None = None,
     name: str = "the AnnData",
     say: Callable[[str], None] | None = None,
     show_progress: bool = False,
@@ -151,10 +153,10 @@ def score_cells(
         is_target = np.isin(columns, target)
         say(f"scoring {len(target):,} genes given {len(given):,}, of {'counts' if is_of_counts else 'tokens'}")
         device = checkpoint.model.device
-        size = cells_per_pass(len(columns), batch_size, device)
-        predict = predictor(checkpoint)
+        size = pass_size(checkpoint, len(columns), passes)
+        predict = predictor(checkpoint, size.genes)
         with CellProgress("scoring", len(cells), show=show_progress, lines=True) as progress:
-            for batch in cells.batches(columns, size):
+            for batch in cells.batches(columns, size.cells):
                 for column, values in _scores(predict, tokenizer, batch, is_target, options, device).items():
                     obs.setdefault(column, []).append(values)
                 progress.done(int(batch.cell_index[-1]) + 1)
@@ -170,6 +172,7 @@ def score_cells(
         "target_genes": list(options.target_genes),
         "given_genes": list(options.given_genes),
         "seed": options.seed,
+        "genes_per_pass": size.genes or len(columns),
         "counts": layer or "X",
         "conditions": condition,
         "conditions_from_obs": [one for one in cells.ids if one not in condition],

@@ -14,6 +14,7 @@ import numpy as np
 
 from mdsc.atomic import replacing
 from mdsc.errors import UserError
+from mdsc.sampling.anndata_files import open_hdf5
 
 
 class AnnotatedCopy:
@@ -70,7 +71,7 @@ def annotated_copy(source: Path, output: Path) -> Iterator[AnnotatedCopy]:
             else:
                 shutil.copyfile(source, beside)
                 beside.chmod(beside.stat().st_mode | 0o200)  # the input may be write-protected
-            with h5py.File(beside, "r+") as file:
+            with open_hdf5(beside, "r+") as file:
                 yield AnnotatedCopy(file)
     except OSError as error:
         raise UserError(f"--output: {output} cannot be written: {error}.") from error

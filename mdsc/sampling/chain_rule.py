@@ -14,7 +14,6 @@ from mdsc.data.batch import CellBatch
 from mdsc.data.tokenizers import Tokenizer
 from mdsc.diffusion.evidence import Predict
 from mdsc.diffusion.keyed_random import Stream, keyed_uniform
-from mdsc.sampling.inpaint import MAX_LOGITS, cells_at_once
 from mdsc.sampling.nelbo import Nelbo, token_losses
 
 
@@ -27,18 +26,13 @@ def chain_rule(
     target: Bool[Tensor, "cells genes"] | None = None,
     num_orders: int = 4,
     seed: int = 0,
-    max_logits: int = MAX_LOGITS,
 ) -> Nelbo:
     """-log p(x_T | x_G) / |T| in `num_orders` independent orders of the targets; arguments as of `nelbo`."""
     assert num_orders >= 1, num_orders
     target = ~cells.is_pad if target is None else target & ~cells.is_pad
     assert target.any(dim=1).all(), "each cell has a target"
-    size = cells_at_once(cells, tokenizer, max_logits)
-    parts = []
-    for part, is_target in zip(cells.split(size), target.split(size), strict=True):
-        orders = [_in_one_order(predict, tokenizer, part, is_target, seed, order) for order in range(num_orders)]
-        parts.append(torch.stack(orders, dim=1))
-    return Nelbo(torch.cat(parts))
+    orders = [_in_one_order(predict, tokenizer, cells, target, seed, order) for order in range(num_orders)]
+    return Nelbo(torch.stack(orders, dim=1))
 
 
 def _in_one_order(

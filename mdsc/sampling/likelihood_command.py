@@ -6,10 +6,10 @@ mdsc likelihood --checkpoint runs/a --input cells.h5ad --output scored.csv --tar
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,6 +22,7 @@ from mdsc.sampling.anndata_files import check_output
 from mdsc.sampling.anndata_likelihood import CellScores, LikelihoodOptions, score_cells
 from mdsc.sampling.annotated_copy import annotated_copy
 from mdsc.sampling.conditions import condition_pairs
+from mdsc.sampling.pass_size import PassOptions
 
 TABLES = (".csv", ".parquet")
 
@@ -50,8 +51,7 @@ class LikelihoodConfig:
     """Conditions of all cells, as NAME=LEVEL; others come from the input's obs."""
     seed: int = 0
     """Seeds what is hidden."""
-    batch_size: int | None = None
-    """Cells at once; by default what suits the device. It changes no result but by rounding."""
+    passes: Annotated[PassOptions, tyro.conf.arg(name="")] = field(default_factory=PassOptions)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -88,9 +88,9 @@ def score(config: LikelihoodConfig) -> CellScores:
         folder,
         config.input,
         options,
+        config.passes,
         layer=config.layer,
         condition=condition_pairs(chain(*config.condition)),
-        batch_size=config.batch_size,
         say=say,
         show_progress=True,
     )

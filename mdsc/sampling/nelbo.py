@@ -30,7 +30,6 @@ from mdsc.diffusion.corruption import Corruption, hide_at
 from mdsc.diffusion.evidence import Predict, hide
 from mdsc.diffusion.keyed_random import Stream, keyed_uniform
 from mdsc.diffusion.losses import cross_entropy, log_probs
-from mdsc.sampling.inpaint import MAX_LOGITS, cells_at_once
 
 CONTROL = -1
 """The replicate's number, in keys, of the control variate."""
@@ -73,7 +72,6 @@ def nelbo(
     seed: int = 0,
     form: str = "fixed_k",
     schedule: str = "linear",
-    max_logits: int = MAX_LOGITS,
 ) -> Nelbo:
     """Upper bound of -log p(x_T | x_G) / |T| for each cell, equal to it for exact conditionals.
 
@@ -82,27 +80,13 @@ def nelbo(
     num_replicates: pairs of draws. With the two passes of the control variate each takes 2 * num_replicates + 2 passes.
     seed: a draw is a function of (seed, replicate, cell_index, gene) alone.
     form, schedule: see `hide_at`; both forms have the same expectation, and fixed_k has much less variance.
+
+    A pass takes all the cells that are given: hand over as many as suit the memory.
     """
     assert num_replicates >= 1, num_replicates
     target = ~cells.is_pad if target is None else target & ~cells.is_pad
     assert target.any(dim=1).all(), "each cell has a target"
-    size = cells_at_once(cells, tokenizer, max_logits)
-    parts = []
-    for part, is_target in zip(cells.split(size), target.split(size), strict=True):
-        parts.append(_replicates(predict, tokenizer, part, is_target, num_replicates, seed, form, schedule))
-    return Nelbo(torch.cat(parts))
 
-
-def _replicates(
-    predict: Predict,
-    tokenizer: Tokenizer,
-    cells: CellBatch,
-    target: Bool[Tensor, "cells genes"],
-    num_replicates: int,
-    seed: int,
-    form: str,
-    schedule: str,
-) -> Float64[Tensor, "cells replicates"]:
     def loss(hidden: Tensor) -> Tensor:
         return token_losses(predict, tokenizer, cells, hidden)
 
@@ -124,7 +108,7 @@ def _replicates(
         u, score = keyed_uniform(Stream.STRATUM, seed, replicate, cells.cell_index), scores(replicate)
         pair = [hide_at(*one, ~target, form=form, schedule=schedule) for one in ((u, score), (1 - u, 1 - score))]
         replicates.append(whole + (rest(pair[0]) + rest(pair[1])) / 2)
-    return torch.stack(replicates, dim=1)
+    return Nelbo(torch.stack(replicates, dim=1))
 
 
 def token_losses(
