@@ -19,6 +19,7 @@ from count_baselines import depth_losses, gene_marginal, negative_binomial
 from finished_steps import once
 from inpaint import digest
 from labelled_cells import labelled_split, trained
+from likelihood_checks import error_check, error_table, information_table, informations
 from real_cells import ROOT, SplitCells
 from result_tables import ResultTable, mean_and_sd, write_markdown
 from scvi_likelihood import has_scvi, scvi_losses
@@ -68,6 +69,11 @@ def main(argv: Sequence[str]) -> None:
             result = one_split(config, folder, cells, seed, argv[end + 1 :])
             results.setdefault(name, []).append(result | {"size": cells.size})
     tables = [table_of(name, runs) for name, runs in results.items()]
+    if results:
+        errors, informed = (
+            {name: [run[what] for run in runs] for name, runs in results.items()} for what in ("errors", "informations")
+        )
+        tables += [error_table(errors, config.num_samples), information_table(informed)]
     for table in tables:
         table.show()
     if config.json is not None:
@@ -82,17 +88,28 @@ def main(argv: Sequence[str]) -> None:
 
 
 def one_split(config: BenchmarkConfig, folder: Path, cells: SplitCells, seed: int, flags: Sequence[str]) -> dict:
-    """{"losses": {predictor: [of what, nats per gene of each test cell]}, "depth": -log p(N) per gene, "notes"}."""
+    """{"losses": {predictor: [of what, nats per gene of each test cell]}, "depth": -log p(N) per gene, "notes",
+    "errors", "informations"}."""
     losses: dict[str, tuple[str, list[float]]] = {}
     notes: dict[str, str] = {}
     for path in config.configs:
         name = f"mdsc {path.stem}"
         run = folder / f"{TOKENIZER}-{path.stem}"
-        seconds = trained(run, cells, path, TOKENIZER, seed, flags)
+        trained(run, cells, path, TOKENIZER, seed, flags)
         settings = {"weights": digest(run / WEIGHTS), "num_samples": config.num_samples}
         done = once(run / "likelihood.json", settings, lambda run=run: ours(run, cells, config.num_samples))
         losses[name] = (OF_CELL, done["result"]["nll"])
-        notes[name] = f"{seconds:.0f} s of training, {done['seconds']:.0f} s of scoring"
+        if path == config.configs[0]:
+            checks = {
+                "errors": once(
+                    run / "errors.json", settings, lambda run=run: error_check(run, cells.test, config.num_samples)
+                )["result"],
+                "informations": once(
+                    run / "informations.json", settings, lambda run=run: informations(run, cells.test)
+                )["result"],
+            }
+        errors = np.array(done["result"]["error"])
+        notes[name] = f"error of a cell by its draws {np.sqrt(np.mean(errors**2)):.4f}"
     train, test = (anndata.read_h5ad(path).X.tocsr() for path in (cells.train, cells.test))
     dense_train, dense_test = (counts.toarray().astype(np.int64) for counts in (train, test))
     tokenizer = load_checkpoint(folder / f"{TOKENIZER}-{config.configs[0].stem}").tokenizer
@@ -113,8 +130,8 @@ def one_split(config: BenchmarkConfig, folder: Path, cells: SplitCells, seed: in
         of = GIVEN_DEPTH if observed else OF_CELL
         losses[f"scVI, size {kind}: ELBO"] = (of, found["elbo"])
         losses[f"scVI, size {kind}: weighted"] = (of, found["weighted"])
-        notes[f"scVI, size {kind}"] = f"{done['seconds']:.0f} s, {found['latents']} latents, {found['epochs']} epochs"
-    return {"losses": losses, "depth": depth_losses(dense_train, dense_test).tolist(), "notes": notes}
+        notes[f"scVI, size {kind}"] = f"{found['latents']} latents, {found['epochs']} epochs"
+    return {"losses": losses, "depth": depth_losses(dense_train, dense_test).tolist(), "notes": notes} | checks
 
 
 def ours(run: Path, cells: SplitCells, num_samples: int) -> dict:
