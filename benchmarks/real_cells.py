@@ -60,17 +60,18 @@ def prepare_split(source: Path, folder: Path, num_genes: int | None) -> dict[str
     train, test = np.sort(order[num_test:]), np.sort(order[:num_test])
     genes = np.unique(counts.nonzero()[1]) if num_genes is None else most_variable(counts[train], num_genes)
     cells = AnnData(counts[:, genes], obs=pd.DataFrame(index=cell_names), var=pd.DataFrame(index=gene_names[genes]))
-    return _write(cells[train], cells[test], folder)
+    return write_split(cells[train], cells[test], folder)
 
 
 def prepare_embedded(folder: Path) -> dict[str, int]:
     """The same of the demo's cells, with all their genes and the split that the demo has."""
     cells = embedded_cells()
     is_train = (cells.obs["split"] == "train").to_numpy()
-    return _write(cells[is_train], cells[~is_train], folder)
+    return write_split(cells[is_train], cells[~is_train], folder)
 
 
-def _write(train: "AnnData", test: "AnnData", folder: Path) -> dict[str, int]:
+def write_split(train: "AnnData", test: "AnnData", folder: Path) -> dict[str, int]:
+    """Write train.h5ad, test.h5ad and shards of the first into `folder`, and tell their sizes."""
     paths = split_paths(folder, {})
     for path, cells in ((paths.train, train), (paths.test, test)):
         with replacing(path) as beside:

@@ -17,26 +17,36 @@ if TYPE_CHECKING:
     from mdsc.model.configuration import MdscConfig
     from mdsc.model.initialisation import build_model
     from mdsc.model.modeling import MdscModel
+    from mdsc.sampling.anndata_embedding import MdscEmbedder, embed_anndata, gene_embeddings
     from mdsc.sampling.anndata_generation import generate_anndata
     from mdsc.sampling.anndata_inpainting import inpaint_anndata
+    from mdsc.sampling.anndata_likelihood import likelihood_anndata
 
 __version__ = "0.1.0"
 __all__ = [
     "MdscConfig",
+    "MdscEmbedder",
     "MdscModel",
     "__version__",
     "build_model",
+    "embed_anndata",
+    "gene_embeddings",
     "generate_anndata",
     "inpaint_anndata",
+    "likelihood_anndata",
     "load_checkpoint",
 ]
 
 _HOMES = {
     "MdscConfig": "mdsc.model.configuration",
+    "MdscEmbedder": "mdsc.sampling.anndata_embedding",
     "MdscModel": "mdsc.model.modeling",
     "build_model": "mdsc.model.initialisation",
+    "embed_anndata": "mdsc.sampling.anndata_embedding",
+    "gene_embeddings": "mdsc.sampling.anndata_embedding",
     "generate_anndata": "mdsc.sampling.anndata_generation",
     "inpaint_anndata": "mdsc.sampling.anndata_inpainting",
+    "likelihood_anndata": "mdsc.sampling.anndata_likelihood",
     "load_checkpoint": "mdsc.checkpoint",
 }
 

@@ -38,6 +38,8 @@ COMMANDS = {
     "train": Command("mdsc.training.command", "train a model on a folder of shards"),
     "sample": Command("mdsc.sampling.command", "fill hidden counts, or generate cells"),
     "evaluate": Command("mdsc.evaluation.command", "score a model beside plain baselines"),
+    "likelihood": Command("mdsc.sampling.likelihood_command", "score cells, or some genes given others, in nats"),
+    "embed": Command("mdsc.sampling.embedding_command", "embed cells and genes"),
     "push": Command("mdsc.publish.command", "push a checkpoint to a hub, with a filled model card"),
     "doctor": Command("mdsc.model.doctor", "show versions, devices and which attention works here"),
 }

@@ -57,7 +57,7 @@ OPTIONAL = {"scvi": ["scvi-tools"], "lightning": ["scvi-tools"], "magic": ["magi
 NOT_FOR_THE_MODEL = LOCAL | {"accelerate", "beartype", "psutil", "rich", "tyro"}
 NOT_FOR_TRAINING = {"anndata", "beartype", "datasets", "diffusers", "h5py", "numba", "scanpy", "tyro", "wandb"}
 # Commands read options with tyro and print with rich; AnnData is for files.
-COMMANDS = re.compile(r"\.(command|doctor|progress|anndata_\w+|loaded_model)$")
+COMMANDS = re.compile(r"\.(\w*command|doctor|progress|anndata_\w+|loaded_model)$")
 
 
 @dataclass(frozen=True)

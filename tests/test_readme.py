@@ -132,6 +132,8 @@ def help_text() -> str:
             "verify",
             "shards-to-h5ad",
             "push",
+            "likelihood",
+            "embed",
         ):
             main([*command.split(), "--help"])
     benchmarks = [
@@ -154,6 +156,8 @@ def help_text() -> str:
             "stream.py",
             "gpu.py",
             "sampling.py",
+            "likelihood.py",
+            "embedding.py",
         )
     ]
     return text.getvalue() + "".join(benchmarks)

@@ -38,10 +38,18 @@ DOWNLOAD_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 
 @dataclass
 class MdscOutput(ModelOutput):
-    """logits: (batch, genes, num_tokens) float32. cell_state: (batch, state_size) float32."""
+    """logits: (batch, genes, num_tokens) float32. cell_state: (batch, state_size) float32.
+
+    cell_summary: (batch, state_size + 1) float32, what the state is bent from: posterior mean of the cell's factors, in
+    prior standard deviations, and log relative depth.
+    hidden_states: where asked for, what goes into the first block and what comes out of each, (batch, genes or latents,
+    hidden_size); of the latent backbone also the genes as they are read out; of a model without layers none.
+    """
 
     logits: Tensor | None = None
     cell_state: Tensor | None = None
+    cell_summary: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class MdscModel(PreTrainedModel):
@@ -182,6 +190,7 @@ class MdscModel(PreTrainedModel):
         pathway_only: bool = False,
         max_nonzero: int | None = None,
         genes_per_pass: int | None = None,
+        output_hidden_states: bool = False,
     ) -> MdscOutput:
         """Logits of each gene's token.
 
@@ -197,7 +206,9 @@ class MdscModel(PreTrainedModel):
             pathway_only: leave the backbone out, as if the model had no layers.
             max_nonzero: no cell has more genes of which a count above 0 is visible. The latent backbone finds out where
                 it is not told, for which the host waits for a GPU.
+            output_hidden_states: hand them out too; else none is kept.
         """
+        hidden_states: list[Tensor] | None = [] if output_hidden_states else None
         condition = self.conditions(categories, vectors, len(tokens), tokens.device)
         summary, state = self.cell_state(gene_ids, tokens, counts, condition)
         logits = self.output_bias(gene_ids) + self.cell_state.logits(gene_ids, summary, state)
@@ -213,13 +224,14 @@ class MdscModel(PreTrainedModel):
                 x = x + self.evidence_to_genes(torch.cat([evidence, surprise], dim=-1))
             condition = F.silu(self.state_to_condition(torch.cat([summary, state], dim=-1)) + condition)
             if genes_per_pass is None or genes_per_pass >= x.shape[1]:
-                logits = logits + self._backbone(x, tokens, condition, is_pad, max_nonzero)
+                logits = logits + self._backbone(x, tokens, condition, is_pad, max_nonzero, hidden_states)
             else:
+                assert hidden_states is None, "hidden states are of all genes at once"
                 for place in gene_blocks(gene_ids, genes_per_pass):
                     here = (torch.arange(len(x), device=x.device)[:, None], place)
                     pads = None if is_pad is None else is_pad[here]
                     logits[here] += self._backbone(x[here], tokens[here], condition, pads, max_nonzero)
-        return MdscOutput(logits=logits, cell_state=state)
+        return MdscOutput(logits, state, summary, None if hidden_states is None else tuple(hidden_states))
 
     def _backbone(
         self,
@@ -228,14 +240,19 @@ class MdscModel(PreTrainedModel):
         condition: Float[Tensor, "batch hidden"],
         is_pad: Bool[Tensor, "batch genes"] | None,
         max_nonzero: int | None,
+        hidden_states: list[Tensor] | None = None,
     ) -> Float[Tensor, "batch genes tokens"]:
-        """What it adds to the logits of these genes."""
+        """What it adds to the logits of these genes; hidden_states: a list that gets the states on the way."""
         is_latent = self.config.backbone == "latent"
         how = attending(self.config._attn_implementation, x, None if is_latent else is_pad)
         between = self.latent_read(x, tokens, condition, how.implementation, max_nonzero) if is_latent else x
         for block in self.blocks:
+            if hidden_states is not None:
+                hidden_states.append(between)
             between = block(between, condition, how)  # (batch, genes or latents, hidden)
         x = self.latent_readout(x, between, condition, how) if is_latent else between
+        if hidden_states is not None:
+            hidden_states += [between, x] if is_latent else [x]
         return self.final(x, condition)
 
 

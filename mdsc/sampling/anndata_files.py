@@ -72,7 +72,7 @@ def write_filled(
     require_room(output, (source.stat().st_size if isinstance(source, Path) else 0) + int(0.6 * portions.num_bytes))
     with replacing(output) as beside:
         _copy(source, beside, of_raw=layer == "raw")
-        with _hdf5(beside, "r+") as file:
+        with open_hdf5(beside, "r+") as file:
             group = file.require_group("layers")
             if "encoding-type" not in group.attrs:
                 group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
@@ -95,7 +95,7 @@ def write_filled(
 
 
 @contextmanager
-def _hdf5(path: Path, mode: str) -> Iterator["h5py.File"]:
+def open_hdf5(path: Path, mode: str) -> Iterator["h5py.File"]:
     """An open file, of which a full disk makes an OSError and no more.
 
     HDF5 may find out on closing, as a RuntimeError; what it could not write it tries again at the process's end, and
@@ -126,7 +126,7 @@ def _copy(source: "Path | AnnData", target: Path, *, of_raw: bool) -> None:
     if isinstance(source, Path):
         with h5py.File(source, "r") as old:
             if "encoding-type" in old.attrs:
-                with _hdf5(target, "w") as new:
+                with open_hdf5(target, "w") as new:
                     _copy_file(old, new, of_raw=of_raw)
                 return
         source = anndata.read_h5ad(source)  # of an anndata of before 2021, whose files look otherwise

@@ -1,0 +1,125 @@
+"""Cells of an AnnData or an h5ad file as a model reads them, a bounded number at a time."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int64
+
+from mdsc.checkpoint import Checkpoint
+from mdsc.data.anndata_counts import CHUNK_ROWS, CountSource, open_counts
+from mdsc.data.batch import CellBatch, batch_from_csr
+from mdsc.errors import UserError
+from mdsc.sampling.conditions import cells_ids
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCells:
+    """An opened source of counts, matched to a model's genes and conditions."""
+
+    checkpoint: Checkpoint
+    source: CountSource
+    places: Int64[np.ndarray, " genes"]
+    """Place in the vocabulary of each gene of the source, -1 where it has none."""
+    ids: Mapping[str, Int64[np.ndarray, " cells"]]
+    """Level of each condition of each cell, 0 for unknown."""
+
+    def __len__(self) -> int:
+        return len(self.source.obs)
+
+    @property
+    def columns(self) -> Int64[np.ndarray, " known"]:
+        """Columns of the genes that the model knows, in the order of the vocabulary: so that a gene gets the same draws
+        wherever it stands."""
+        return np.argsort(self.places, kind="stable")[(self.places < 0).sum() :]
+
+    def columns_of(self, names: Sequence[str], flag: str) -> Int64[np.ndarray, " chosen"]:
+        """Columns of these genes, by symbol or Ensembl id, in the order of the vocabulary; `flag` names them."""
+        names = list(dict.fromkeys(names))
+        vocabulary = self.checkpoint.vocabulary
+        places = vocabulary.match(names, flag)
+        if unknown := [name for name, place in zip(names, places, strict=True) if place < 0]:
+            raise UserError(f"{flag}: the model does not know {_some(unknown)}{_near(unknown[0], vocabulary.symbols)}.")
+        column = np.full(len(vocabulary), -1)
+        column[self.places[self.columns]] = self.columns
+        if missing := [name for name, place in zip(names, places, strict=True) if column[place] < 0]:
+            raise UserError(f"{flag}: {self.source.name} has no gene {_some(missing)}; leave out what is not measured.")
+        return column[np.sort(places)]
+
+    def batches(self, columns: Int64[np.ndarray, " chosen"], size: int) -> Iterator[CellBatch]:
+        """All cells in order, `size` at a time, of these columns alone: no other gene is tokenised or counted."""
+        start = 0
+        for chunk in self.source.chunks(max(size, CHUNK_ROWS)):
+            for first in range(0, chunk.shape[0], size):
+                block = chunk[first : first + size]
+                rows = slice(start, start + block.shape[0])
+                yield batch_from_csr(
+                    block[:, columns],
+                    self.places[columns],
+                    self.checkpoint.tokenizer,
+                    categories={name: levels[rows] for name, levels in self.ids.items()},
+                    first_cell=start,
+                )
+                start = rows.stop
+
+
+@contextmanager
+def open_cells(
+    checkpoint: Checkpoint,
+    source: "AnnData | str | Path",
+    *,
+    layer: str | None,
+    condition: Mapping[str, str] | None,
+    name: str,
+    say: Callable[[str], None],
+) -> Iterator[ModelCells]:
+    """Open the counts of an AnnData, or of a file, which is then read a chunk at a time; UserError where that fails.
+
+    condition: level of a condition for all cells; others come from the columns of obs that are named like them. None
+    leaves all conditions unknown to the model.
+    """
+    levels = {} if condition is None else checkpoint.model.config.condition_levels or {}
+    with open_counts(source, layer, name, obs_columns=tuple(levels)) as counts:
+        places = checkpoint.vocabulary.match_var(counts.var, counts.name)
+        ids = cells_ids(levels, counts.obs, condition or {}, say)
+        unknown = counts.var.index[places < 0].astype(str).tolist()
+        text = f"{counts.name}: {len(counts.obs):,} cells x {len(places):,} genes"
+        say(f"{text}, all known" if not unknown else f"{text}; {_some(unknown)} unknown to the model and left out")
+        yield ModelCells(checkpoint, counts, places, ids)
+
+
+def listed_genes(entries: Sequence[str], flag: str) -> list[str]:
+    """Names of genes, where an entry may be a text file with one name a line."""
+    names = []
+    for entry in entries:
+        path = Path(entry)
+        if path.is_file():
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{flag}: cannot read {path} ({error}).") from error
+            if not any(map(str.strip, lines)):
+                raise UserError(f"{flag}: {path} lists no gene.")
+            names += [line.strip() for line in lines if line.strip()]
+        elif "/" in entry or path.suffix in (".txt", ".csv", ".tsv"):
+            raise UserError(f"{flag}: there is no file {path}.")
+        else:
+            names.append(entry)
+    return names
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"; perhaps you meant {' or '.join(near)}" if near else ""
