@@ -19,9 +19,9 @@ REMASK_STRENGTH = {"cap": 0.05, "rescale": 0.1}
 @dataclass(frozen=True, kw_only=True)
 class SamplerOptions:
     sampler: Literal["ancestral", "first_hitting", "entropy_bounded", "remdm", "one_shot"] = "first_hitting"
-    """Which hidden counts a step draws at once. first_hitting: the next ones of a random order; ancestral: each with the
-    chance that the grid gives; entropy_bounded: those that the model is surest of; remdm: as ancestral, and drawn ones
-    may be hidden and drawn again; one_shot: all of them."""
+    """Which hidden counts a step draws at once. first_hitting: the next ones of a random order; ancestral: each with
+    the chance that the grid gives; entropy_bounded: those that the model is surest of; remdm: as ancestral, and drawn
+    ones may be hidden and drawn again; one_shot: all of them."""
     num_steps: int = 32
     """Forward passes that sampling takes at most: more follow the model more closely."""
     grid: Literal["cosine", "uniform"] | None = None
