@@ -131,8 +131,8 @@ def _unseen(runs: list[dict]) -> ResultTable | None:
         "Drugs that no training cell had, told by their features",
         ["cells or prediction", "r", "lowest r", "slope"],
         rows,
-        f"Truths: {len(runs)}, each with {UNSEEN.num_drugs} drugs, of which {UNSEEN.unseen_drugs} have no training cell; effects "
-        f"are linear in {UNSEEN.feature_size} features. Seen drugs are as many that have training cells. "
+        f"Truths: {len(runs)}, each with {UNSEEN.num_drugs} drugs, of which {UNSEEN.unseen_drugs} have no training "
+        f"cell; effects are linear in {UNSEEN.feature_size} features. Seen drugs are as many that have training cells. "
         "The baselines are made of the training drugs' mean counts, and the ridge regression has the truth's own law.",
     )
 
@@ -164,7 +164,8 @@ def _kang(runs: list[dict]) -> list[ResultTable]:
             ["prediction", *types, "mean ± sd over types"],
             rows,
             "Each cell type's stimulated cells are left out of training in turn; trainings of each: "
-            f"{len({run['seed'] for run in runs})}; the genes are chosen without them. PearsonDelta: over genes, predicted mean less the mean of "
+            f"{len({run['seed'] for run in runs})}; the genes are chosen without them. PearsonDelta: over genes, predicted "
+            "mean less the mean of "
             "the type's real control cells, with the true change; means of log1p of counts per 10,000. "
             f"Control / {STIMULATED} cells: "
             + ", ".join(f"{name} {cells[name]['control']}/{cells[name]['stimulated']}" for name in types)
