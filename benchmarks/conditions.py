@@ -164,9 +164,9 @@ def _kang(runs: list[dict]) -> list[ResultTable]:
             ["prediction", *types, "mean ± sd over types"],
             rows,
             "Each cell type's stimulated cells are left out of training in turn; trainings of each: "
-            f"{len({run['seed'] for run in runs})}; the genes are chosen without them. PearsonDelta: over genes, predicted "
-            "mean less the mean of "
-            "the type's real control cells, with the true change; means of log1p of counts per 10,000. "
+            f"{len({run['seed'] for run in runs})}; the genes are chosen without them. PearsonDelta: over genes, "
+            "predicted mean less the mean of the type's real control cells, with the true change; "
+            "means of log1p of counts per 10,000. "
             f"Control / {STIMULATED} cells: "
             + ", ".join(f"{name} {cells[name]['control']}/{cells[name]['stimulated']}" for name in types)
             + (

@@ -45,9 +45,9 @@ def test_the_truth_scores_1_and_a_common_change_is_found_by_its_mean(cells: AnnD
     assert task.score(task.delta(task.stimulated)) == pytest.approx(1)
     scores = baselines(task)
     assert scores["control mean"] is None
-    assert scores["half of the stimulated cells (ceiling)"] > 0.9
-    # Less than all: in log1p of shares a doubling is not quite the same from every level.
-    assert min(scores[name] for name in scores if "change" in name) > 0.75
+    assert min(scores[name] for name in scores if "change" in name or "ridge" in name) > 0.85
+    # Half of so few cells has more noise than the mean over two other types.
+    assert 0.7 < scores["half of the stimulated cells (ceiling)"] < scores["mean change of the other types"]
     assert scores["mean of other types' stimulated cells"] < 0.5, "the types differ by more than their change"
 
 
