@@ -111,7 +111,7 @@ def _known(runs: list[dict]) -> ResultTable | None:
         "Drugs of known effect",
         columns,
         rows,
-        f"{len(runs)} truths, each with {len(runs[0]['real'])} drugs and a training of its own. Log fold change of "
+        f"Truths: {len(runs)}, each with {len(runs[0]['real'])} drugs and a training of its own. Log fold change of "
         "each gene's mean against control, and the truth's effect: Pearson r over all genes and the slope of the one "
         "on the other; mean ± standard deviation over drugs and truths. Nothing but the drug is told, if not said "
         "otherwise, and the control cells "
@@ -131,8 +131,8 @@ def _unseen(runs: list[dict]) -> ResultTable | None:
         "Drugs that no training cell had, told by their features",
         ["cells or prediction", "r", "lowest r", "slope"],
         rows,
-        f"{len(runs)} truths; {UNSEEN.num_drugs} drugs, of which {UNSEEN.unseen_drugs} have no training cell; effects "
-        f"are linear in {UNSEEN.feature_size} features. Seen drugs are as many that have training cells. "
+        f"Truths: {len(runs)}, each with {UNSEEN.num_drugs} drugs, of which {UNSEEN.unseen_drugs} have no training "
+        f"cell; effects are linear in {UNSEEN.feature_size} features. Seen drugs are as many that have training cells. "
         "The baselines are made of the training drugs' mean counts, and the ridge regression has the truth's own law.",
     )
 
@@ -163,8 +163,9 @@ def _kang(runs: list[dict]) -> list[ResultTable]:
             "Interferon in a cell type left out: PearsonDelta",
             ["prediction", *types, "mean ± sd over types"],
             rows,
-            f"Each cell type's stimulated cells are left out of training in turn ({len({run['seed'] for run in runs})} "
-            "seeds each); the genes are chosen without them. PearsonDelta: over genes, predicted mean less the mean of "
+            "Each cell type's stimulated cells are left out of training in turn; trainings of each: "
+            f"{len({run['seed'] for run in runs})}; the genes are chosen without them. PearsonDelta: over genes, predicted "
+            "mean less the mean of "
             "the type's real control cells, with the true change; means of log1p of counts per 10,000. "
             f"Control / {STIMULATED} cells: "
             + ", ".join(f"{name} {cells[name]['control']}/{cells[name]['stimulated']}" for name in types)
@@ -194,8 +195,7 @@ def _is_ascending(values: list[float]) -> bool:
 INTRODUCTION = f"""
 Cells made under conditions, beside what is known of them or was measured. The model is configs/laptop.yaml, which has
 no transformer. How conditions are given, and what guidance is, stands in docs/conditions.md. "Edited" are real control
-cells of which {" or ".join(f"{share:.0%}" for share in EDITED)} of the genes were hidden, and filled in as those of
-stimulated cells.
+cells of which {" or ".join(f"{share:.0%}" for share in EDITED)} of the genes were hidden, and filled in as stimulated.
 """
 
 if __name__ == "__main__":
