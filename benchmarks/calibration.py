@@ -124,20 +124,22 @@ def draw(runs: Sequence[dict], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    ratios = MASK_RATIOS[-1]
-    figure = Figure(figsize=(13, 6), dpi=110, layout="constrained")
+    ratio = MASK_RATIOS[-1]
+    figure = Figure(figsize=(12, 5.4), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(GROUPS), len(DRAWN), sharex=True, sharey="row", squeeze=False)
     centres = (np.arange(PIT_BINS) + 0.5) / PIT_BINS
+    for axes, name in zip(panels[0], DRAWN, strict=True):
+        axes.set_title(name.replace("_", " "))
     for row, group in zip(panels, GROUPS, strict=True):
         for axes, name in zip(row, DRAWN, strict=True):
-            pit = np.array([run[name][ratios][group]["pit"] for run in runs], dtype=float) * PIT_BINS
+            pit = np.array([run[name][ratio][group]["pit"] for run in runs], dtype=float) * PIT_BINS
             axes.bar(centres, pit.mean(axis=0), 1 / PIT_BINS, color="#c1272d" if name == MODEL else "0.65")
             axes.axhline(1, color="black", linewidth=1)
-            axes.set(title=name.replace("_", " ") if row is panels[0] else "", xlim=(0, 1))
+            axes.set_xlim(0, 1)
             axes.spines[["top", "right"]].set_visible(False)
-        row[0].set_ylabel(f"density\n{WHERE[group]}")
-    figure.suptitle(f"PIT of hidden counts, {float(ratios):.0%} hidden, mean of {len(runs)} seeds; right laws are flat")
+        row[0].set_ylabel("density, " + ("all hidden" if group == GROUPS[0] else "1 or more expected"))
+    figure.suptitle(f"PIT of hidden counts, {float(ratio):.0%} hidden, mean of {len(runs)} seeds; right laws are flat")
     with replacing(path) as beside:
         figure.savefig(beside)
 

@@ -18,8 +18,9 @@ from mdsc.evaluation import inpaint
 from mdsc.evaluation.baselines import BASELINES
 from mdsc.evaluation.inpaint import HeldOutCells, InpaintResult, ModelPredictor, score_inpainting
 from mdsc.evaluation.metrics import expression_deciles, score_cells
-from mdsc.evaluation.plots import save_report
+from mdsc.evaluation.plots import pit_histograms, save_report
 from mdsc.evaluation.predictor import TrainingCells
+from mdsc.evaluation.report import new_figure
 from mdsc.evaluation.table import scores_table, verdicts
 from mdsc.evaluation.unmasking import unmask_one_cell
 
@@ -202,6 +203,15 @@ def test_table_is_sorted_and_says_who_wins(result):
     best = result.comparison(0.2)[0]
     renamed = {"model" if name == best else name: s for name, s in result.scores[0.2].items() if name != "model"}
     assert "the model beats the best baseline" in verdicts(InpaintResult({0.2: renamed}))[0]
+
+
+def test_pit_is_drawn_for_each_predictor_and_group_of_positions(result):
+    figure = new_figure(6.0, 4.0)
+    pit_histograms(figure, result, ["model", "gene_marginal"])
+    assert [axes.get_title() for axes in figure.axes] == ["model", "gene marginal", "", ""]
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert np.mean(heights) == pytest.approx(1)  # a density over [0, 1]
+    assert [axes.get_ylabel() for axes in figure.axes[::2]] == ["density, all hidden", "density, 1 or more expected"]
 
 
 def test_report_is_drawn_with_and_without_a_run(result, tmp_path):

@@ -163,12 +163,14 @@ def pit_histograms(figure: "Figure | SubFigure", result: InpaintResult, names: S
     by_name = result.scores[max(result.scores)]
     centres = (np.arange(PIT_BINS) + 0.5) / PIT_BINS
     panels = figure.subplots(len(GROUPS), len(names), sharex=True, sharey="row", squeeze=False)
+    for axes, name in zip(panels[0], names, strict=True):
+        axes.set_title(name.replace("_", " "))
     for row, group, where in zip(panels, GROUPS, ("all hidden", "1 or more expected"), strict=True):
         for axes, name in zip(row, names, strict=True):
             pit = by_name[name].calibration_metrics(num_draws=2)[0][group]["pit"]
             axes.bar(centres, np.nan_to_num(pit) * PIT_BINS, 1 / PIT_BINS, color=COLOURS.get(name, "0.65"))
             axes.axhline(1, color="black", linewidth=1)
-            axes.set(xlim=(0, 1), title=name.replace("_", " ") if row is panels[0] else "")
+            axes.set_xlim(0, 1)
             tidy(axes)
         row[0].set_ylabel(f"density, {where}")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from mdsc.checkpoint import Checkpoint
 from mdsc.data.anndata_counts import CHUNK_ROWS, CountSource, open_counts
 from mdsc.data.batch import CellBatch, batch_from_csr
 from mdsc.errors import UserError
-from mdsc.sampling.conditions import cells_ids
+from mdsc.sampling.conditions import CellConditions, KnownConditions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,8 +27,8 @@ class ModelCells:
     source: CountSource
     places: Int64[np.ndarray, " genes"]
     """Place in the vocabulary of each gene of the source, -1 where it has none."""
-    ids: Mapping[str, Int64[np.ndarray, " cells"]]
-    """Level of each condition of each cell, 0 for unknown."""
+    conditions: CellConditions | None
+    """None leaves them unknown to the model."""
 
     def __len__(self) -> int:
         return len(self.source.obs)
@@ -59,13 +59,10 @@ class ModelCells:
             for first in range(0, chunk.shape[0], size):
                 block = chunk[first : first + size]
                 rows = slice(start, start + block.shape[0])
-                yield batch_from_csr(
-                    block[:, columns],
-                    self.places[columns],
-                    self.checkpoint.tokenizer,
-                    categories={name: levels[rows] for name, levels in self.ids.items()},
-                    first_cell=start,
+                batch = batch_from_csr(
+                    block[:, columns], self.places[columns], self.checkpoint.tokenizer, first_cell=start
                 )
+                yield batch if self.conditions is None else replace(batch, **self.conditions.block(rows))
                 start = rows.stop
 
 
@@ -84,14 +81,15 @@ def open_cells(
     condition: level of a condition for all cells; others come from the columns of obs that are named like them. None
     leaves all conditions unknown to the model.
     """
-    levels = {} if condition is None else checkpoint.model.config.condition_levels or {}
-    with open_counts(source, layer, name, obs_columns=tuple(levels)) as counts:
+    known = KnownConditions(checkpoint.model)
+    obs_columns = () if condition is None else known.names
+    with open_counts(source, layer, name, obs_columns=obs_columns) as counts:
         places = checkpoint.vocabulary.match_var(counts.var, counts.name)
-        ids = cells_ids(levels, counts.obs, condition or {}, say)
+        conditions = None if condition is None else known.of_cells(counts.obs, condition, say)
         unknown = counts.var.index[places < 0].astype(str).tolist()
         text = f"{counts.name}: {len(counts.obs):,} cells x {len(places):,} genes"
         say(f"{text}, all known" if not unknown else f"{text}; {_some(unknown)} unknown to the model and left out")
-        yield ModelCells(checkpoint, counts, places, ids)
+        yield ModelCells(checkpoint, counts, places, conditions)
 
 
 def listed_genes(entries: Sequence[str], flag: str) -> list[str]:

@@ -175,7 +175,7 @@ def score_cells(
         "genes_per_pass": size.genes or len(columns),
         "counts": layer or "X",
         "conditions": condition,
-        "conditions_from_obs": [one for one in cells.ids if one not in condition],
+        "conditions_from_obs": [one for one in cells.conditions.labels if one not in condition],
         **provenance(checkpoint),
     }
     return CellScores({column: np.concatenate(values) for column, values in obs.items()}, settings)
