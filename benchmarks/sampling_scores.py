@@ -3,6 +3,8 @@
 All are distances: 0 is best, and finite numbers of cells keep every set above it, real cells too.
 """
 
+from functools import cache
+
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Float64, Integer
@@ -46,10 +48,13 @@ def distances(
     edges = np.array(tokenizer.edges)
     tokens = np.searchsorted(edges, sampled, side="right") - 1
     frequency = np.stack([((tokens == token) & hidden).sum(axis=0) / number for token in range(len(edges))], axis=1)
-    return found | {"marginal_tv": float(0.5 * np.abs(frequency - token_law(truth, edges)).sum(axis=1).mean())}
+    return found | {
+        "marginal_tv": float(0.5 * np.abs(frequency - token_law(truth, tokenizer.edges)).sum(axis=1).mean())
+    }
 
 
-def token_law(truth: Truth, edges: Integer[np.ndarray, " tokens"]) -> Float64[np.ndarray, "genes tokens"]:
+@cache
+def token_law(truth: Truth, edges: tuple[int, ...]) -> Float64[np.ndarray, "genes tokens"]:
     """Law of each gene's token in a cell of which nothing is known: mean over types, drugs and depths."""
     from scipy.stats import nbinom
 
@@ -59,6 +64,6 @@ def token_law(truth: Truth, edges: Integer[np.ndarray, " tokens"]) -> Float64[np
     below = np.zeros((config.num_genes, len(edges)))  # p(count < edge)
     for node, weight in zip(nodes, weights / weights.sum(), strict=True):
         means = config.median_depth * np.exp(config.depth_spread * node) * probabilities[..., None]
-        cdf = nbinom.cdf(edges - 1, config.dispersion, config.dispersion / (config.dispersion + means))
+        cdf = nbinom.cdf(np.array(edges) - 1, config.dispersion, config.dispersion / (config.dispersion + means))
         below += weight * cdf.mean(axis=0)
     return np.diff(np.concatenate([below, np.ones((config.num_genes, 1))], axis=1), axis=1)
