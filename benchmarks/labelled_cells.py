@@ -62,7 +62,7 @@ def _split(data: LabelledData, source: Path, folder: Path, seed: int, num_genes:
     obs.index = obs.index.astype(str)
     var = cells.var.iloc[genes][[]]
     adata = AnnData(cells.counts[:, genes], obs=obs, var=var)
-    return write_split(adata[~is_test], adata[is_test], folder)
+    return write_split(adata[~is_test].copy(), adata[is_test].copy(), folder)
 
 
 def trained(folder: Path, cells: SplitCells, config: Path, tokenizer: str, seed: int, flags: Sequence[str]) -> float:

@@ -48,15 +48,15 @@ def embed_cells(model: MdscModel, tokenizer: Tokenizer, cells: CellBatch, layer:
     """One vector for each cell, of all its genes. Cells have no pads, and are where the model is."""
     if layer == FACTORS:
         evidence = model.gene_evidence
-        residual = _at_mean_depth(model, cells).log1p() - evidence.gene_mean[cells.gene_ids]
+        residual = at_mean_depth(model, cells).log1p() - evidence.gene_mean[cells.gene_ids]
         precision, loadings = evidence.precision[cells.gene_ids], evidence.loadings[cells.gene_ids]
         prior = torch.ones(loadings.shape[-1], device=loadings.device)
         mean, _ = factor_posterior(residual, loadings, precision, prior)
-        return mean @ _metric_root(evidence.loadings, evidence.precision)
+        return mean @ metric_root(evidence.loadings, evidence.precision)
     if layer == STATE:
-        counts = _at_mean_depth(model, cells)
+        counts = at_mean_depth(model, cells)
         mean = model.cell_state.pool(cells.gene_ids, counts, torch.ones_like(counts))
-        return mean @ _metric_root(*_state_loadings(model))
+        return mean @ metric_root(*_state_loadings(model))
     # Nothing is hidden, so that the tokens of whole cells are the visible ones.
     output = model(cells.gene_ids, cells.tokens, cells.counts, None, output_hidden_states=True)
     hidden = output.hidden_states[-1 if layer == LAST else int(layer)].float()
@@ -77,7 +77,7 @@ def embed_genes(model: MdscModel, layer: str) -> Float32[Tensor, "genes width"]:
     return model.gene_embedding.weight.detach().clone()
 
 
-def _at_mean_depth(model: MdscModel, cells: CellBatch) -> Float[Tensor, "cells genes"]:
+def at_mean_depth(model: MdscModel, cells: CellBatch) -> Float[Tensor, "cells genes"]:
     counts = cells.counts.float()
     log_depth = model.cell_state.log_relative_depth(cells.gene_ids, counts, torch.ones_like(counts))
     return counts * torch.exp(-log_depth)[:, None]
@@ -89,7 +89,7 @@ def _state_loadings(model: MdscModel) -> tuple[Float[Tensor, "genes state"], Flo
     return state.gene_in.weight * (-0.5 * state.log_prior).exp(), state.log_precision.exp()
 
 
-def _metric_root(
+def metric_root(
     loadings: Float[Tensor, "genes factors"], precision: Float[Tensor, " genes"]
 ) -> Float[Tensor, "factors factors"]:
     """The symmetric root of V' diag(w) V: it has no signs that could be the other way round on another machine."""
