@@ -92,7 +92,7 @@ def embedded(tmp_path_factory) -> Path:
     rates = rng.gamma(1.0, 3.0, (3, 30))
     counts = sp.csr_matrix(rng.poisson(rates[LABELS]).astype(np.float32))
     kinds = np.array(["T <b>cell</b>", "B cell", "NK"], dtype=object)[LABELS]
-    kinds[0], kinds[1] = np.nan, "rare"
+    kinds[0], kinds[1] = np.nan, "[/rare]"  # no markup of the console's
     obs = pd.DataFrame(
         {
             "kind": kinds,
@@ -132,7 +132,7 @@ def evaluate(folder: Path, *flags: str) -> dict:
 def test_the_command_scores_beside_pca_and_writes_a_report(embedded, capsys):
     scores = evaluate(embedded, "--batch", "donor", "--report", str(embedded / "report.html"))
     said = capsys.readouterr().out
-    assert "2 cells are left out: without a label, or of one that fewer than 5 have; of few cells: rare" in said
+    assert "2 cells are left out: without a label, or of one that fewer than 5 have; of few cells: [/rare]" in said
     assert scores["model"]["accuracy"] == 1
     assert scores["baselines"].keys() == {"pca_50", "pca_10", "depth", "permuted_labels"}
     assert scores["baselines"]["permuted_labels"]["accuracy"] < 0.5 < scores["baselines"]["pca_50"]["accuracy"]

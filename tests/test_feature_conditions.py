@@ -20,6 +20,7 @@ from mdsc.cli import main
 from mdsc.data.level_features import LevelFeatures, write_features
 from mdsc.errors import UserError
 from mdsc.sampling.conditions import KnownConditions
+from mdsc.sampling.guidance import guided
 
 # "drug 2" has no features, "drug 7" no cells.
 NAMES = ("drug 0", "drug 7", "drug 1")
@@ -55,6 +56,24 @@ def test_the_model_finds_the_vector_of_a_level_by_itself():
     without = model(**cells, categories={"drug": ids}, vectors={"drug": torch.full((3, 3), torch.nan)})
     assert torch.equal(found.logits[[0, 2]], without.logits[[0, 2]])
     assert (found.logits[1] - without.logits[1]).abs().max() > 1e-3
+
+
+def test_without_conditions_a_model_is_told_no_vector_either():
+    model, cells = model_with_table(), tiny_cells()
+    vectors = {"drug": torch.ones(3, 3)}
+
+    def predict(gene_ids, tokens, counts, is_pad, categories, vectors):
+        return model(gene_ids, tokens, counts, is_pad, categories, vectors).logits
+
+    free = guided(predict, 0.0)(*cells.values(), {}, vectors)
+    assert torch.equal(free, predict(*cells.values(), {}, {}))
+    assert not torch.equal(free, predict(*cells.values(), {}, vectors))
+
+
+def test_features_are_reduced_as_those_of_training_were():
+    table = model_with_table().conditions.table("drug")
+    features = torch.arange(8.0).reshape(2, 4)
+    torch.testing.assert_close(table.reduced(features), (features - table.mean) @ table.basis)
 
 
 def test_a_vector_with_a_nan_is_no_vector_and_spoils_no_gradient():

@@ -43,7 +43,7 @@ def test_the_backbone_sees_a_block_and_the_rest_sees_all(backbone: str):
         whole = []
         model._backbone = lambda x, *others: whole.append((x, *others)) or inner(x, *others)
         model(**cells)
-        [(x, tokens, condition, is_pad, most)] = whole
+        [(x, tokens, condition, is_pad, most, _)] = whole
         model._backbone = inner
         for place in blocks:
             here = (torch.arange(len(x))[:, None], place)

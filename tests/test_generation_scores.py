@@ -168,6 +168,12 @@ def test_space_is_fitted_on_training_cells_and_keeps_empty_cells():
     np.testing.assert_allclose(space.project(counts[:2] * 2), points[:2], atol=1e-9)
 
 
+@pytest.mark.parametrize("counts", [np.zeros((50, 12)), np.ones((60, 12)), np.arange(5)[:, None], np.ones((1, 9))])
+def test_cells_that_span_no_space_are_told(counts):
+    with pytest.raises(UserError, match="too few, or all alike"):
+        ExpressionSpace.fit(sp.csr_matrix(counts))
+
+
 @pytest.mark.parametrize("make", BASELINES.values(), ids=BASELINES)
 def test_baselines_have_the_means_of_the_training_cells(make):
     train, rng = cells(500, 6), np.random.default_rng(7)

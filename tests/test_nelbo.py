@@ -9,7 +9,7 @@ from exact_joint import ExactJoint
 from mdsc.diffusion.corruption import corrupt
 from mdsc.diffusion.evidence import hide
 from mdsc.diffusion.losses import cross_entropy, log_probs
-from mdsc.sampling.nelbo import nelbo
+from mdsc.sampling.nelbo import nelbo, standard_error
 
 FORMS = [
     pytest.param("fixed_k", "linear", id="fixed_k"),
@@ -146,3 +146,19 @@ def test_the_schedule_reaches_the_corruption(joint):
         for schedule in ("linear", "cosine")
     )
     assert not torch.equal(linear, cosine)
+
+
+def test_the_standard_error_by_hand():
+    assert standard_error(torch.tensor([[0.0, 2.0], [1.0, 1.0]], dtype=torch.float64)).tolist() == [1, 0]
+
+
+def test_one_replicate_has_no_bias(joint, population):
+    """The control variate has draws of its own: with those of the replicate the bound would be wrong."""
+
+    def by_place(gene_ids, tokens, *_):
+        hidden = (tokens == joint.num_tokens).double().sum(dim=1)[:, None, None]
+        return (gene_ids[..., None] * hidden * torch.tensor([0.0, 0.4, -0.3])).float()
+
+    found = nelbo(by_place, joint.tokenizer, population, num_replicates=1)
+    exact = nelbo(by_place, joint.tokenizer, population, num_replicates=60, seed=1)
+    assert abs(found.mean - exact.mean) < 4 * (found.per_cell - exact.per_cell).std().item() / len(population) ** 0.5

@@ -100,9 +100,9 @@ class H5adWriter:
         return self
 
     def write(
-        self, counts: "sp.csr_matrix", columns: Mapping[str, Sequence[str]], names: Sequence[str] | np.ndarray
+        self, counts: "sp.csr_matrix", columns: Mapping[str, Sequence[str | None]], names: Sequence[str] | np.ndarray
     ) -> None:
-        """Add cells: counts (cells, genes) and one value a cell of each column, where "" is unknown."""
+        """Add cells: counts (cells, genes) and one value a cell of each column, where "" and None are unknown."""
         assert counts.shape == (len(names), len(self._var_names)), counts.shape
         self._counts.append(counts)
         _append(self._names, np.asarray(names, dtype=object))

@@ -61,7 +61,7 @@ def embed(config: EmbedConfig) -> dict:
     """Score, print the table, write what was asked for; gives what the JSON holds."""
     from rich.console import Console
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 120
     if config.num_neighbours < 1:

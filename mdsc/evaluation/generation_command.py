@@ -59,7 +59,7 @@ def generate(config: GenerateConfig) -> dict:
     """Score, print the table, write what was asked for; gives what the JSON holds."""
     from rich.console import Console
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 120
     for flag, given in (("--max-cells", config.max_cells), ("--repeats", config.repeats)):

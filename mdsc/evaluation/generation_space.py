@@ -6,6 +6,8 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int64
 
+from mdsc.errors import UserError
+
 NUM_COMPONENTS = 50
 
 
@@ -27,6 +29,12 @@ class ExpressionSpace:
         target = float(np.median(depth[depth > 0])) if (depth > 0).any() else 1.0
         values = log_normalised(train, target)
         number = min(num_components, min(train.shape) - 1)
+        # A matrix of equal cells has no direction at all, and the solver would say so in its own words.
+        if number < 1 or (values[1:] - values[:-1]).count_nonzero() == 0:
+            raise UserError(
+                f"no space to compare cells in: the {train.shape[0]:,} training cells x {train.shape[1]:,} genes are "
+                "too few, or all alike (are the counts in another --layer?)."
+            )
         pca = PCA(number, svd_solver="arpack", random_state=0).fit(values)
         return cls(target, pca.mean_, pca.components_)
 

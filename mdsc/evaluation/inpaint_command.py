@@ -74,7 +74,7 @@ def inpaint(config: InpaintConfig) -> dict:
     """Score, print the table, write what was asked for; gives what the JSON holds."""
     from rich.console import Console
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 120  # a file has no width, and rich would fold the table to 80 columns
     _check(config)

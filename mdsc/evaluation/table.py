@@ -31,6 +31,7 @@ def scores_table(result: InpaintResult) -> "Table":
     """A block of rows for each mask ratio, by nll; the model in bold, the best of each column starred."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left", padding=(0, 1))
     table.add_column("hidden", justify="right")
@@ -50,7 +51,8 @@ def scores_table(result: InpaintResult) -> "Table":
                 text = f"{metrics[name][metric]:.4f}"
                 if metric == "nll":
                     text += f" ± {errors[name][metric]:.4f}"
-                cells.append(f"{text} [green]*[/]" if metrics[name][metric] == best[metric] else f"{text}  ")
+                is_best = metrics[name][metric] == best[metric]
+                cells.append(Text.assemble(text, (" *", "green")) if is_best else f"{text}  ")
             table.add_row(
                 f"{ratio:.0%}" if place == 0 else "",
                 name,

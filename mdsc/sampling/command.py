@@ -209,9 +209,10 @@ def _kept(output: Path, digest: str, num_columns: int, say: Callable[[str], None
 
 
 def _digest(checkpoint: Checkpoint, folder: Path, about: Mapping[str, Any], size: int, cells: Any) -> str:
-    """Of all that the numbers depend on. A file of cells is known by its size and its time."""
+    """Of all that the numbers depend on. A file of cells is known by its size and its times."""
     if isinstance(cells, Path):
-        cells = (str(cells.absolute()), cells.stat().st_size, cells.stat().st_mtime_ns)
+        found = cells.stat()
+        cells = (str(cells.absolute()), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     elif not isinstance(cells, tuple):
         cells = (cells.obs_names.tolist(), int(cells.X.sum()))
     device = checkpoint.model.device.type

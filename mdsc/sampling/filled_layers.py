@@ -23,7 +23,7 @@ from mdsc.sampling.inpaint import Filled
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-OURS = re.compile(r"mdsc_(sampled(_\d+)?|mean|sd|q[\d.]+|hidden)")
+OURS = re.compile(r"mdsc_(sampled(_\d+)?|mean|sd|q[\d.e+-]+|hidden)")
 """Layers that are ours, and go where cells are filled in anew."""
 INTERVAL = (0.05, 0.5, 0.95)
 

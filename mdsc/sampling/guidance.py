@@ -1,12 +1,13 @@
 """Classifier-free guidance: a condition's effect on a model's answers made stronger, or weaker."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from mdsc.diffusion.evidence import Predict
 from mdsc.errors import UserError
+
+MOST = 1000.0
+"""Of guidance: far beyond what is of use, and far below what float32 cannot hold."""
 
 
 def guided(predict: Predict, guidance: float) -> Predict:
@@ -37,9 +38,9 @@ def guided(predict: Predict, guidance: float) -> Predict:
 
 def check_guidance(guidance: float) -> None:
     """UserError where it is no number that guidance can be."""
-    if not (math.isfinite(guidance) and guidance >= 0):
+    if not 0 <= guidance <= MOST:
         raise UserError(
-            f"--guidance is {guidance}; it takes 0 or more: 1 is the model itself, 2 follows conditions more."
+            f"--guidance is {guidance}; it takes 0 to {MOST:g}: 1 is the model itself, 2 follows conditions more."
         )
 
 
