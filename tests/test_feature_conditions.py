@@ -58,6 +58,26 @@ def test_the_model_finds_the_vector_of_a_level_by_itself():
     assert (found.logits[1] - without.logits[1]).abs().max() > 1e-3
 
 
+def test_a_saved_model_keeps_its_conditions_apart_whatever_their_order(tmp_path: Path):
+    """config.json sorts their names; two columns of as many levels would change places without a word."""
+    model = tiny_model(
+        condition_levels={"lane": ["l1", "l2"], "drug": ["a", "b"]},
+        vector_sizes={"lane": 3, "drug": 3},
+        feature_names={"lane": ["l1", "l2"], "drug": ["b", "new"]},
+        feature_sizes={"lane": 4, "drug": 4},
+    )
+    for name in ("lane", "drug"):
+        model.conditions.table(name).vectors.copy_(
+            torch.randn(2, 3, generator=torch.Generator().manual_seed(len(name)))
+        )
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    cells = tiny_cells()
+    for name in ("lane", "drug"):
+        categories = {name: torch.tensor([1, 2, 0])}
+        assert torch.equal(model(**cells, categories=categories).logits, again(**cells, categories=categories).logits)
+
+
 def test_without_conditions_a_model_is_told_no_vector_either():
     model, cells = model_with_table(), tiny_cells()
     vectors = {"drug": torch.ones(3, 3)}

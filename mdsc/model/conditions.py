@@ -28,15 +28,18 @@ class Conditions(nn.Module):
         """feature_names, feature_sizes: of the vector conditions that come from a table of a column's levels."""
         super().__init__()
         self.size = size
+        # By name, not as they are given: config.json is written with sorted keys, and weights are told by their place.
+        levels, vector_sizes = dict(sorted(levels.items())), dict(sorted(vector_sizes.items()))
+        feature_names = dict(sorted((feature_names or {}).items()))
         # Lists, because a column may be called `type` or `a.b`, which no submodule can.
         self.category_names, self.vector_names = tuple(levels), tuple(vector_sizes)
         self.categories = nn.ModuleList([nn.Embedding(len(names) + 1, size) for names in levels.values()])
         self.vectors = nn.ModuleList([nn.Linear(length, size) for length in vector_sizes.values()])
-        self.table_names = tuple(feature_names or {})
+        self.table_names = tuple(feature_names)
         self.tables = nn.ModuleList(
             [
                 FeatureTable(levels[name], names, (feature_sizes or {})[name], vector_sizes[name])
-                for name, names in (feature_names or {}).items()
+                for name, names in feature_names.items()
             ]
         )
 
