@@ -84,7 +84,8 @@ def main(argv: Sequence[str]) -> None:
     if config.markdown is not None:
         introduction = (
             f"{config.data}, all genes that any cell has; 20% of the cells held out, 80% of the genes of each hidden; "
-            "`count` tokens. Models see 1,024 genes of a cell at once in training, and all of them here."
+            "`count` tokens. Models see 1,024 genes of a cell at once in training, and all of them here, but for the "
+            "attention of `dit`, which gets random blocks of 1,024."
         )
         write_markdown(config.markdown, "A whole transcriptome", introduction, tables)
 

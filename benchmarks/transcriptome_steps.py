@@ -30,6 +30,8 @@ from mdsc.evaluation.inpaint import HeldOutCells, InpaintResult, ModelPredictor,
 from mdsc.evaluation.optional_baselines import fit_optional, optional_fits
 from mdsc.evaluation.predictor import PointPredictor, Predictor, TrainingCells
 from mdsc.evaluation.scvi_predictors import ScviLaws
+from mdsc.sampling.loaded_model import predictor
+from mdsc.sampling.pass_size import PassOptions, pass_size
 
 RATIO = 0.8
 PLAIN = "plain"
@@ -76,11 +78,8 @@ def main(config: StepConfig) -> None:
     order = np.arange(len(vocabulary))
     cells = Cells(vocabulary, checkpoint.tokenizer, train.restricted(order), test.restricted(order))
     if config.method == "model":
-
-        def predict(*arguments) -> torch.Tensor:
-            return checkpoint.model(*arguments).logits
-
-        model = ModelPredictor(predict, checkpoint.tokenizer)
+        size = pass_size(checkpoint, len(vocabulary), PassOptions())
+        model = ModelPredictor(predictor(checkpoint, size.genes), checkpoint.tokenizer)
         result = {"impute": {"model": seconds_to_impute(model, cells, config.seed)}}
         held_out = cells.held_out(cells.test)
         scored = score_inpainting(held_out, cells.tokenizer, (RATIO,), model=model, seed=config.seed, calibrated=False)

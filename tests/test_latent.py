@@ -20,11 +20,12 @@ from mdsc.data.tokenizers import make_tokenizer
 from mdsc.diffusion.evidence import Evidence, hide
 from mdsc.errors import UserError
 from mdsc.model.attention import Attending
-from mdsc.model.cell_state import CellState, ZeroLinear
+from mdsc.model.cell_state import CellState
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.keyed_dropout import KeyedDropout, keyed_dropout
 from mdsc.model.latent import CrossAttention, LatentRead, columns_of, is_nonzero, most_nonzero, over_columns
 from mdsc.model.modeling import MdscModel
+from mdsc.model.zero_start import ZeroLinear
 from mdsc.prep.simulate import simulate_shards
 from mdsc.prep.simulated_cells import SimulationConfig, Truth
 from mdsc.sampling.inpaint import fill

@@ -21,9 +21,9 @@ from mdsc.data.tokenizers import Tokenizer, make_tokenizer
 from mdsc.diffusion.corruption import hide_fraction
 from mdsc.diffusion.evidence import hide
 from mdsc.model.attention import Attending
-from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.initialisation import build_model
 from mdsc.model.modeling import MdscModel
+from mdsc.model.zero_start import ZeroLinear
 from mdsc.prep.simulate import simulate_shards
 from mdsc.prep.simulated_cells import SimulationConfig, Truth
 
@@ -78,15 +78,11 @@ class Simulated:
     tokenizer: Tokenizer
     statistics: ShardStatistics
 
-    def model(self, *, seed: int = 0, **changes) -> MdscModel:
+    def model(self, *, seed: int = 0, with_drugs: bool = True, **changes) -> MdscModel:
         torch.manual_seed(seed)
         sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "state_size": 8}
-        return build_model(
-            ModelConfig(**(sizes | changes)),
-            self.tokenizer,
-            self.statistics,
-            {"drug": ("control", "drug1")},
-        )
+        levels = {"drug": ("control", "drug1")} if with_drugs else None
+        return build_model(ModelConfig(**(sizes | changes)), self.tokenizer, self.statistics, levels)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +191,7 @@ def test_genes_of_one_level_are_all_at_level_0(simulated: Simulated):
 
 def test_the_evidence_is_probabilistic_pca_of_the_cells(simulated: Simulated):
     """Against the closed form of Tipping & Bishop: the variance beyond the directions that are kept is noise."""
-    evidence = simulated.model(factor_size=4).gene_evidence
+    evidence = simulated.model(factor_size=4, with_drugs=False).gene_evidence
     tables = [(evidence.gene_mean, evidence.loadings, evidence.precision)]
     tables += list(zip(evidence.fold_gene_mean, evidence.fold_loadings, evidence.fold_precision, strict=True))
     statistics = simulated.statistics
@@ -212,6 +208,20 @@ def test_the_evidence_is_probabilistic_pca_of_the_cells(simulated: Simulated):
     level = np.log(statistics.mean_count + 1e-3)
     np.testing.assert_allclose(evidence.gene_level, (level - level.mean()) / level.std(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(evidence.gene_sd, statistics.factors.gene_sd + 0.05, rtol=1e-5)
+
+
+def test_with_conditions_the_factors_of_all_folds_are_the_same_ones(simulated: Simulated):
+    """Turned towards those of all cells as near as a rotation can, which leaves the law of the genes as it was."""
+    plain, aligned = (simulated.model(factor_size=8, with_drugs=drugs).gene_evidence for drugs in (False, True))
+    assert torch.equal(plain.loadings, aligned.loadings)
+    assert torch.equal(plain.fold_precision, aligned.fold_precision)
+    of_all = aligned.loadings
+    for before, fold in zip(plain.fold_loadings, aligned.fold_loadings, strict=True):
+        torch.testing.assert_close(fold @ fold.T, before @ before.T, rtol=1e-3, atol=1e-5)
+        overlap = fold.T @ of_all  # symmetric with no negative values where no rotation brings them nearer
+        torch.testing.assert_close(overlap, overlap.T, rtol=1e-3, atol=1e-4)
+        assert torch.linalg.eigvalsh(overlap).min() > -1e-4
+        assert (fold - of_all).norm() < 0.9 * (before - of_all).norm()
 
 
 def test_the_config_holds_what_the_data_tells(simulated: Simulated):

@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mdsc.model.attention import Attending, attend
-from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.keyed_dropout import Keys
 from mdsc.model.trunk_block import TrunkBlock, modulate
+from mdsc.model.zero_start import ZeroLinear
 
 
 class Attention(nn.Module):

@@ -16,12 +16,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mdsc.model.condition_prior import CellPrior
 from mdsc.model.factor_posterior import factor_posterior
 from mdsc.model.keyed_dropout import KeyedDropout
+from mdsc.model.zero_start import ZeroLinear
 
 
 class CellState(nn.Module):
-    """Pools the visible genes of each cell into a state, and reads the state out as logits of every gene."""
+    """Pools the visible genes of each cell into a state, and reads the state out as logits of every gene.
+
+    prior: what conditions say before any gene is seen; None stands for prior means of 0.
+    """
 
     PRIOR_GENES = 16.0  # genes; weight of "nothing seen" in a plain mean
     PRIOR_DEPTH = 10.0  # counts; weight of the mean cell in the estimate of a cell's depth
@@ -54,6 +59,7 @@ class CellState(nn.Module):
         tokens: Int[Tensor, "batch genes"],
         counts: Int[Tensor, "batch genes"],
         condition: Float[Tensor, "batch condition"],
+        prior: CellPrior | None = None,
     ) -> tuple[Float[Tensor, "batch summary"], Float[Tensor, "batch state"]]:
         """What the visible genes say, always in float32. counts: 0 where not visible.
 
@@ -64,8 +70,9 @@ class CellState(nn.Module):
         with torch.autocast(gene_ids.device.type, enabled=False):
             visible = (tokens < self.num_tokens).float()
             counts = counts.float() * visible  # hidden counts have no way in, whatever the caller left in them
-            mean = self.pool(gene_ids, counts, visible)
-            summary = torch.cat([mean, self.log_relative_depth(gene_ids, counts, visible)[:, None]], dim=-1)
+            mean = self.pool(gene_ids, counts, visible, prior)
+            depth = self.log_relative_depth(gene_ids, counts, visible, prior)
+            summary = torch.cat([mean, depth[:, None]], dim=-1)
             bent = F.silu(self.enter(summary) + self.condition(condition.float()))
             bent = F.silu(self.middle(bent))
             state = self.dropout(self.skip(summary) + self.leave(bent))
@@ -76,22 +83,27 @@ class CellState(nn.Module):
         gene_ids: Int[Tensor, "batch genes"],
         counts: Float[Tensor, "batch genes"],
         visible: Float[Tensor, "batch genes"],
+        prior: CellPrior | None = None,
     ) -> Float[Tensor, "batch state"]:
         """E[z | visible genes] in prior standard deviations; pooling "mean": a shrunk mean of (log1p(count) - b) v."""
         residual = counts.log1p() - self.gene_value[gene_ids]
         loadings = self.gene_in(gene_ids)  # (batch, genes, state)
         if self.pooling == "mean":
             total = ((residual * visible)[:, None, :] @ loadings)[:, 0]
-            return 4.0 * total / (visible.sum(dim=-1, keepdim=True) + self.PRIOR_GENES)  # of order one
+            known = 0.0 if prior is None else self.PRIOR_GENES * prior.state
+            return (4.0 * total + known) / (visible.sum(dim=-1, keepdim=True) + self.PRIOR_GENES)  # of order one
         precision = self.log_precision[gene_ids].exp() * visible
-        mean, _ = factor_posterior(residual, loadings, precision, self.log_prior.exp())
-        return mean * (0.5 * self.log_prior).exp()
+        root = (0.5 * self.log_prior).exp()
+        expected = None if prior is None else prior.state / root
+        mean, _ = factor_posterior(residual, loadings, precision, self.log_prior.exp(), expected)
+        return mean * root
 
     def log_relative_depth(
         self,
         gene_ids: Int[Tensor, "batch genes"],
         counts: Float[Tensor, "batch genes"],
         visible: Float[Tensor, "batch genes"],
+        prior: CellPrior | None = None,
     ) -> Float[Tensor, " batch"]:
         """log(observed / expected depth of the visible genes), both with PRIOR_DEPTH counts added.
 
@@ -99,7 +111,8 @@ class CellState(nn.Module):
         It is on the same scale whatever genes are visible, so that a model trained on 1,024 genes can read 20,000.
         """
         expected = (self.mean_count[gene_ids] * visible).sum(dim=-1)
-        return torch.log((counts.sum(dim=-1) + self.PRIOR_DEPTH) / (expected + self.PRIOR_DEPTH))
+        known = 1.0 if prior is None else prior.log_depth.exp()
+        return torch.log((counts.sum(dim=-1) + self.PRIOR_DEPTH * known) / (expected + self.PRIOR_DEPTH))
 
     def logits(
         self,
@@ -111,11 +124,3 @@ class CellState(nn.Module):
         with torch.autocast(gene_ids.device.type, enabled=False):
             by_depth = self.depth_readout(summary[:, -1:])[:, None, :]
             return self.readout(state[:, None, :] * self.gene_out(gene_ids)) + by_depth
-
-
-class ZeroLinear(nn.Linear):
-    """A linear map that starts at zero (adaLN-Zero, heads).
-
-    A class of its own because transformers initialises modules by their type: it would draw a plain nn.Linear anew, and
-    it never asks about modules that hold no parameters themselves, such as a whole block.
-    """

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mdsc.model.feature_table import FeatureTable
+from mdsc.model.zero_start import ZeroEmbedding
 
 
 class Conditions(nn.Module):
@@ -81,10 +82,6 @@ class Conditions(nn.Module):
                 is_known = ~vectors[name].isnan().any(dim=-1, keepdim=True)
                 total = total + torch.where(is_known, projection(vectors[name].nan_to_num()), 0.0)
         return total
-
-
-class ZeroEmbedding(nn.Embedding):
-    """A table that starts at zero; a class of its own because transformers initialises modules by their type."""
 
 
 class ConditionResponse(nn.Module):

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.factor_posterior import factor_posterior
+from mdsc.model.zero_start import ZeroLinear
 
 NUM_FEATURES = 6
 """Of each gene: what is expected, in its standard deviations and as it is; deviation of that over the prior's; log mean
@@ -41,7 +41,6 @@ class GeneEvidence(nn.Module):
         self.register_buffer("fold_precision", torch.ones(0, num_genes), persistent=False)
         self.register_buffer("fold_loadings", torch.zeros(0, num_genes, factor_size), persistent=False)
 
-    @torch.no_grad()
     def forward(
         self,
         gene_ids: Int[Tensor, "batch genes"],
@@ -49,6 +48,7 @@ class GeneEvidence(nn.Module):
         counts: Int[Tensor, "batch genes"],
         log_relative_depth: Float[Tensor, " batch"],
         fold: Int[Tensor, " batch"] | None,
+        prior_mean: Float[Tensor, "batch factors"] | None = None,
     ) -> tuple[Float[Tensor, "batch genes features"], Float[Tensor, "batch genes 1"]]:
         """NUM_FEATURES of each gene, and its surprise: how far its visible value lies from what is expected, in
         standard deviations (0 where it is hidden). All in float32.
@@ -61,7 +61,7 @@ class GeneEvidence(nn.Module):
             loadings = _rows(self.loadings, self.fold_loadings, gene_ids, fold)  # (batch, genes, factors)
 
             prior = torch.ones(loadings.shape[-1], device=loadings.device)
-            mean, root = factor_posterior(residual, loadings, precision * visible, prior)
+            mean, root = factor_posterior(residual, loadings, precision * visible, prior, prior_mean)
             expected = (loadings @ mean[..., None])[..., 0]
             half = torch.linalg.solve_triangular(root, loadings.mT, upper=False)
             deviation = half.square().sum(dim=1).sqrt() / (loadings.square().sum(dim=-1).sqrt() + 0.02)

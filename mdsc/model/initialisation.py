@@ -9,6 +9,7 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.linalg import orthogonal_procrustes
 
 from mdsc.config.schema import ModelConfig
 from mdsc.data.level_features import FittedFeatures
@@ -65,7 +66,7 @@ def build_model(
         if config.gene_init == "svd":
             _start_from_svd(model, shard_statistics.factors)
         if config.factor_size:
-            _set_gene_evidence(model.gene_evidence, shard_statistics)
+            _set_gene_evidence(model.gene_evidence, shard_statistics, bool(model.conditions.names))
         for name, fitted in features.items():
             table = model.conditions.table(name)
             _set(table.vectors, fitted.vectors)
@@ -116,7 +117,7 @@ def _start_from_svd(model: MdscModel, factors: CellFactors) -> None:
         model.gene_embedding.weight.copy_(0.5 * torch.from_numpy(unit).float() @ directions + own)
 
 
-def _set_gene_evidence(evidence: GeneEvidence, statistics: ShardStatistics) -> None:
+def _set_gene_evidence(evidence: GeneEvidence, statistics: ShardStatistics, has_conditions: bool) -> None:
     """The tables of probabilistic PCA, of all training cells and of all but each fold."""
     level = np.log(statistics.mean_count + 1e-3)
     _set(evidence.gene_sd, statistics.factors.gene_sd + 0.05)
@@ -128,6 +129,10 @@ def _set_gene_evidence(evidence: GeneEvidence, statistics: ShardStatistics) -> N
     _set(evidence.loadings, loadings)
     if statistics.without_fold:
         fits = [_probabilistic_pca(factors, factor_size) for factors in statistics.without_fold]
+        # A rotation of the factors leaves their law as it is. Conditions have one prior mean for all folds, which must
+        # mean the same in each.
+        if has_conditions:
+            fits = [(fold @ orthogonal_procrustes(fold, loadings)[0], noise) for fold, noise in fits]
         gene_means = np.stack([factors.gene_mean for factors in statistics.without_fold])
         evidence.fold_gene_mean = torch.tensor(gene_means, dtype=torch.float32)
         evidence.fold_loadings = torch.tensor(np.stack([loadings for loadings, _ in fits]), dtype=torch.float32)

@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
 from mdsc.model.attention import Attending, attend
-from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.keyed_dropout import KeyedDropout, Keys
 from mdsc.model.trunk_block import TrunkBlock, modulate
+from mdsc.model.zero_start import ZeroLinear
 
 WIDTH_STEP = 64
 """Columns that are read of a cell are a multiple of this: few shapes, and such as kernels like."""

@@ -1,6 +1,7 @@
 """MdscModel: logits of every gene's token from the visible tokens of a cell.
 
 - gene-conditioned: a gene is told by its id, never by its position; permuting the genes permutes the output
+- conditions are the prior mean of what the visible genes are evidence of, before they are anything else
 - logits = log of the gene's token frequencies + low-rank head of the cell state + response to the conditions +
   response to the gene's own evidence + head of the backbone (DiT or latent); all but the first start at zero, so that
   step 0 is the gene-marginal baseline
@@ -23,13 +24,15 @@ from mdsc.hub.download import MODEL_FILES, download
 from mdsc.hub.repository import Repository, as_repository, name_of_cached
 from mdsc.model.attention import BACKENDS, attending, missing, require, say_once
 from mdsc.model.blocks import DiTBlock, FinalLayer
-from mdsc.model.cell_state import CellState, ZeroLinear
-from mdsc.model.conditions import ConditionResponse, Conditions, ZeroEmbedding
+from mdsc.model.cell_state import CellState
+from mdsc.model.condition_prior import ConditionPrior
+from mdsc.model.conditions import ConditionResponse, Conditions
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.feature_table import FeatureTable
 from mdsc.model.gene_blocks import gene_blocks
 from mdsc.model.gene_evidence import NUM_FEATURES, GeneEvidence, GeneResponse
 from mdsc.model.latent import LatentRead, LatentReadout
+from mdsc.model.zero_start import ZeroEmbedding, ZeroLinear
 
 ALIGNMENT = 64
 """Bytes; where torch puts its own tensors."""
@@ -82,6 +85,8 @@ class MdscModel(PreTrainedModel):
         self.cell_state = CellState(
             config.num_genes, config.num_tokens, config.state_size, size, config.state_dropout, config.state_pooling
         )
+        if config.condition_levels or config.vector_sizes:
+            self.condition_prior = ConditionPrior(size, config.state_size, config.factor_size)
         if config.factor_size:
             self.gene_evidence = GeneEvidence(config.num_genes, config.num_tokens, config.factor_size)
             self.gene_response = GeneResponse(config.num_tokens)
@@ -210,12 +215,15 @@ class MdscModel(PreTrainedModel):
         """
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
         condition = self.conditions(categories, vectors, len(tokens), tokens.device)
-        summary, state = self.cell_state(gene_ids, tokens, counts, condition)
+        prior = self.condition_prior(condition) if self.conditions.names else None
+        summary, state = self.cell_state(gene_ids, tokens, counts, condition, prior)
         logits = self.output_bias(gene_ids) + self.cell_state.logits(gene_ids, summary, state)
         if self.config.condition_rank:
             logits = logits + self.condition_response(gene_ids, condition)
         if self.config.factor_size:
-            evidence, surprise = self.gene_evidence(gene_ids, tokens, counts, summary[:, -1], fold)
+            evidence, surprise = self.gene_evidence(
+                gene_ids, tokens, counts, summary[:, -1], fold, None if prior is None else prior.factors
+            )
             logits = logits + self.gene_response(evidence)
         if self.config.num_layers and not pathway_only:
             x = self.gene_embedding(gene_ids) + self.token_embedding(tokens)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mdsc.model.cell_state import ZeroLinear
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.keyed_dropout import KeyedDropout, Keys
+from mdsc.model.zero_start import ZeroLinear
 
 
 def modulate(

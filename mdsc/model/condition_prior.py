@@ -1,0 +1,43 @@
+"""What the conditions of a cell say of it before any of its genes is seen: the prior mean of its factors and depth.
+
+A factor model with covariates: z ~ N(M c, diag(1/lambda)) where c is the sum over the conditions, so that
+
+    E[z | visible genes, c] = (diag(lambda) + V' W V)^-1 (V' W (x - b) + diag(lambda) M c)
+
+(Bishop 2006, section 12.2.4, with a mean of the prior). Conditions count for all where nothing is visible, and fade as
+genes tell more; what is learned of them where some genes are visible holds where none are. M is linear in c: what two
+conditions do adds up where they have never been seen together.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.amp import autocast
+
+from mdsc.model.zero_start import ZeroLinear
+
+
+class CellPrior(NamedTuple):
+    """Prior means, by what they are of; all in float32."""
+
+    state: Float[Tensor, "batch state"]
+    """Factors of the cell-state pathway, in their prior standard deviations."""
+    factors: Float[Tensor, "batch factors"]
+    """Factors of the fixed model behind `GeneEvidence`."""
+    log_depth: Float[Tensor, " batch"]
+    """log of the cell's depth over the mean cell's."""
+
+
+class ConditionPrior(nn.Module):
+    """One linear map to all of them, which starts at zero: the law of all training cells."""
+
+    def __init__(self, condition_size: int, state_size: int, factor_size: int):
+        super().__init__()
+        self.sizes = (state_size, factor_size, 1)
+        self.mean = ZeroLinear(condition_size, sum(self.sizes), bias=False)  # M
+
+    def forward(self, condition: Float[Tensor, "batch condition"]) -> CellPrior:
+        with autocast(condition.device.type, enabled=False):
+            state, factors, log_depth = self.mean(condition.float()).split(self.sizes, dim=-1)
+            return CellPrior(state, factors, log_depth[:, 0])
