@@ -76,6 +76,18 @@ def test_a_level_goes_and_leaves_its_vector_but_stays_where_there_is_none():
     assert (told.categories["type"] > 0).all(), "it has no vectors"
 
 
+def test_levels_and_columns_of_two_conditions_go_independently():
+    tables = {"drug": torch.ones(NUM_CELLS, 4), "type": torch.ones(NUM_CELLS, 2)}
+    told = drop_conditions(cells(), tables, options(column_dropout=0.4, level_dropout=0.5), seed=0, step=5)
+    columns = [told.vectors[name].isnan().any(dim=1) for name in ("drug", "type")]
+    levels = [told.categories[name] == 0 for name in ("drug", "type")]
+    assert (columns[0] & columns[1]).double().mean().item() == near(0.16)
+    assert (levels[0] & levels[1]).double().mean().item() == near(0.7**2)  # lost with the column, or by itself
+    for one, other in ((0, 1), (1, 0)):
+        assert (levels[one] & columns[other]).double().mean().item() == near(0.7 * 0.4)
+        assert (levels[one] & ~columns[one]).double().mean().item() == near(0.6 * 0.5)
+
+
 def test_it_is_a_function_of_seed_step_and_cell():
     shares = options(condition_dropout=0.3, column_dropout=0.3, level_dropout=0.3)
 

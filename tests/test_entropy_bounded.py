@@ -1,6 +1,7 @@
 """The entropy-bounded sampler: what it draws at once, and what that does to the law."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -132,3 +133,20 @@ def test_order_is_by_entropy_and_never_by_what_was_drawn():
             assert before.visible[new[:, 30:].any(1)][:, :29].all()
     drawn = states[5].counts[:, :30][states[5].visible[:, :30]]
     assert abs((drawn > 0).double().mean() - 0.1) < 4.5 * (0.1 * 0.9 / len(drawn)) ** 0.5
+
+
+def test_equal_entropies_are_ordered_as_in_the_cell_by_itself():
+    """Also beside cells that have nothing left to be drawn: all tokens of all genes are equally likely here."""
+    _, evidence, tokenizer = example(num_cells=4)
+    evidence = replace(evidence, visible=evidence.visible | (evidence.cell_index < 2)[:, None] & ~evidence.is_pad)
+
+    def predict(gene_ids, *others):
+        return torch.zeros(*gene_ids.shape, tokenizer.num_tokens)
+
+    options = SamplerOptions(sampler="entropy_bounded", num_steps=4)
+    together = states_of(predict, evidence, tokenizer, options)
+    for cell in (2, 3):
+        alone = states_of(predict, evidence.select(slice(cell, cell + 1)), tokenizer, options)
+        for state, single in zip(together, alone, strict=True):
+            assert torch.equal(state.visible[cell : cell + 1], single.visible)
+            assert torch.equal(state.counts[cell : cell + 1], single.counts)

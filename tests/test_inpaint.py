@@ -43,6 +43,20 @@ def test_the_posterior_is_that_of_the_joint():
         assert (values[:, 3:] == 0).all()
 
 
+def test_a_quantile_is_the_smallest_count_that_reaches_its_level():
+    """Also where the law reaches the level exactly: 0 and 1 have half each."""
+    _, evidence, tokenizer = example(num_cells=2, tokenizer="count")
+
+    def predict(gene_ids, *others):
+        logits = torch.full((*gene_ids.shape, tokenizer.num_tokens), -torch.inf)
+        logits[..., :2] = 0
+        return logits
+
+    found = posterior(predict, tokenizer, evidence, levels=(0.25, 0.5, 0.75))
+    for level, expected in ((0.25, 0), (0.5, 0), (0.75, 1)):
+        assert (found.quantiles[level][evidence.hidden] == expected).all()
+
+
 @pytest.mark.parametrize("tokenizer", ["rank", "quantile", "count"])
 def test_draws_have_the_spread_and_the_quantiles_of_the_posterior(tokenizer):
     """Of one hidden gene: high counts too, where a token's count depends on what is visible."""

@@ -125,6 +125,16 @@ def test_alra_takes_the_ranks_whose_gaps_stand_out():
     assert chosen_rank(np.array([90.0, 60.0, 30.0, 12.0, *np.sort(noise)[::-1]])) == 4
 
 
+def test_the_depth_of_a_cell_is_that_of_its_visible_genes_over_their_share():
+    train = TrainingCells.of(sp.csr_matrix([[4, 0, 6, 2]]), make_tokenizer("count"))
+    hidden = np.array([[True, False, False, False]])
+    asked = AskedCells(sp.csr_matrix([[0, 3, 0, 0], [0, 0, 0, 0]]), np.array([[False, True, False, True], [True] * 4]))
+    matrix = VisibleMatrix(train, hidden, asked)
+    np.testing.assert_allclose(matrix.depth, [8 / 0.75, 3 / 0.5, 1])  # a cell without counts gets one
+    expected = np.log1p(1e4 * np.array([[0, 0, 6, 2], [0, 3, 0, 0], [0] * 4]) / matrix.depth[:, None])
+    np.testing.assert_allclose(matrix.log_normalised.toarray(), expected, rtol=1e-5)
+
+
 def test_the_way_back_to_counts_is_right_on_average_for_each_gene():
     """A matrix that says nothing but each gene's mean: denoised values come back as the gene's mean count at a cell's
     depth, though four of five counts were hidden and taken for zeros."""
