@@ -112,7 +112,8 @@ def test_conditions_shift_the_genes_even_where_the_cell_state_cannot():
     model = tiny_model(num_layers=0, factor_size=0, condition_levels=columns, condition_rank=4)
     cells = tiny_cells() | {"gene_ids": torch.arange(20).expand(3, 20)}
     with torch.no_grad():
-        model.cell_state.condition.weight.zero_()  # the cell state is told nothing
+        for told in (model.cell_state.condition, model.condition_prior.mean):  # the cell state is told nothing
+            told.weight.zero_()
         model.conditions.categories[1].weight[0].zero_()
 
     def logits(drug: int, kind: int) -> torch.Tensor:
