@@ -11,6 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 QUIET = 10.0
 
 
+def say_nothing(text: str) -> None:
+    """For who is told nothing."""
+
+
 class CellProgress:
     """A context manager. `show=False` shows nothing; `lines` says whether an output that is no terminal gets lines."""
 

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float64, Int64
 from mdsc.checkpoint import Checkpoint
 from mdsc.data.anndata_counts import CountSource, open_counts
 from mdsc.diffusion.evidence import Evidence, Predict
+from mdsc.progress import say_nothing
 from mdsc.sampling.conditions import CellConditions, ConditionRequest, Features, KnownConditions
 from mdsc.sampling.filled_layers import OURS, AnswerOptions, Portion, filled_portion, joined
 from mdsc.sampling.guidance import guided
@@ -205,7 +206,7 @@ def inpaint_anndata(
     """
     hiding = Hiding.of(mask_ratio, impute_zeros, seed)
     sampling, answer, passes = taken_from(options, SamplerOptions, AnswerOptions, PassOptions)
-    say = say or _say_nothing
+    say = say or say_nothing
     with open_counts(adata, layer, name) as source:
         inpainting = Inpainting.of(
             opened(checkpoint),
@@ -268,7 +269,3 @@ def _described(source: CountSource, places: Int64[np.ndarray, " genes"], checkpo
         return f"{text}, all of which the model knows"
     some = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
     return f"{text}; {len(unknown):,} are unknown to the model, kept as they are and never hidden ({some})"
-
-
-def _say_nothing(text: str) -> None:
-    pass

@@ -24,7 +24,7 @@ from mdsc.checkpoint import Checkpoint
 from mdsc.data.batch import CellBatch
 from mdsc.data.tokenizers import CountTokenizer, Tokenizer
 from mdsc.errors import UserError
-from mdsc.progress import CellProgress
+from mdsc.progress import CellProgress, say_nothing
 from mdsc.sampling.anndata_cells import ModelCells, open_cells
 from mdsc.sampling.chain_rule import chain_rule
 from mdsc.sampling.keyword_options import taken_from
@@ -137,7 +137,7 @@ def score_cells(
     show_progress: bool = False,
 ) -> CellScores:
     """The scores of the cells of an AnnData or of an h5ad file, which is read a chunk at a time."""
-    checkpoint, say, condition = opened(checkpoint), say or _say_nothing, dict(condition or {})
+    checkpoint, say, condition = opened(checkpoint), say or say_nothing, dict(condition or {})
     tokenizer = checkpoint.tokenizer
     is_of_counts = isinstance(tokenizer, CountTokenizer)
     if options.information and not is_of_counts:
@@ -237,7 +237,3 @@ def _of_columns(cells: CellBatch, columns: Bool[Tensor, " genes"]) -> CellBatch:
     """These genes alone. Tokens stay as they are: for a tokenizer whose tokens depend on no other gene."""
     of_genes = {name: getattr(cells, name)[:, columns] for name in ("gene_ids", "counts", "tokens", "is_pad")}
     return replace(cells, **of_genes)
-
-
-def _say_nothing(text: str) -> None:
-    pass
