@@ -99,7 +99,7 @@ def score(config: LikelihoodConfig) -> CellScores:
     else:
         with annotated_copy(config.input, config.output) as copy:
             for name, values in scores.obs.items():
-                copy.add_obs(name, values)
+                copy.add_column("obs", name, values)
             copy.add_uns("mdsc_likelihood", scores.settings)
     say(scores.said)
     say(f"wrote {config.output}: {', '.join(scores.obs)} ({time.monotonic() - started:.0f} s)")
