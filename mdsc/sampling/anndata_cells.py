@@ -98,17 +98,23 @@ def listed_genes(entries: Sequence[str], flag: str) -> list[str]:
     for entry in entries:
         path = Path(entry)
         if path.is_file():
-            try:
-                lines = path.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"{flag}: cannot read {path} ({error}).") from error
-            if not any(map(str.strip, lines)):
-                raise UserError(f"{flag}: {path} lists no gene.")
-            names += [line.strip() for line in lines if line.strip()]
+            names += genes_in_file(path, flag)
         elif "/" in entry or path.suffix in (".txt", ".csv", ".tsv"):
             raise UserError(f"{flag}: there is no file {path}.")
         else:
             names.append(entry)
+    return names
+
+
+def genes_in_file(path: Path, flag: str) -> list[str]:
+    """The names in a text file with one a line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag}: cannot read {path} ({error}).") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"{flag}: {path} lists no gene.")
     return names
 
 

@@ -27,6 +27,7 @@ from mdsc.data.h5ad_writer import H5adWriter
 from mdsc.data.level_features import feature_files
 from mdsc.data.row_group_checks import first_line
 from mdsc.errors import UserError
+from mdsc.sampling.anndata_cells import genes_in_file
 from mdsc.sampling.anndata_files import check_output, read_obs, write_filled
 from mdsc.sampling.anndata_generation import Generation
 from mdsc.sampling.anndata_inpainting import Inpainting
@@ -165,7 +166,7 @@ def _generate(
         num_cells,
         asked=asked,
         conditions_from=taken,
-        genes=None if config.genes is None else _listed(config.genes),
+        genes=None if config.genes is None else genes_in_file(config.genes, "--genes"),
         seed=config.seed,
         sampling=config.sampling,
         passes=config.passes,
@@ -261,11 +262,3 @@ def _cells(config: SampleConfig, checkpoint: Checkpoint, say: Callable[[str], No
     if config.layer is not None:
         raise UserError("--layer is a place in the --input; the held-out cells of a run have none.")
     return held_out_cells(checkpoint, say)
-
-
-def _listed(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--genes: cannot read {path} ({error}).") from error
-    return [line.strip() for line in lines if line.strip()]
