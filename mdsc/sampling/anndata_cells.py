@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from mdsc.checkpoint import Checkpoint
 from mdsc.data.anndata_counts import CHUNK_ROWS, CountSource, open_counts
 from mdsc.data.batch import CellBatch, batch_from_csr
+from mdsc.data.condition_levels import near_names
 from mdsc.errors import UserError
 from mdsc.sampling.conditions import CellConditions, KnownConditions
 
@@ -45,7 +46,8 @@ class ModelCells:
         vocabulary = self.checkpoint.vocabulary
         places = vocabulary.match(names, flag)
         if unknown := [name for name, place in zip(names, places, strict=True) if place < 0]:
-            raise UserError(f"{flag}: the model does not know {_some(unknown)}{_near(unknown[0], vocabulary.symbols)}.")
+            near = near_names(unknown[0], vocabulary.symbols)
+            raise UserError(f"{flag}: the model does not know {_some(unknown)}; {near}.")
         column = np.full(len(vocabulary), -1)
         column[self.places[self.columns]] = self.columns
         if missing := [name for name, place in zip(names, places, strict=True) if column[place] < 0]:
@@ -120,10 +122,3 @@ def genes_in_file(path: Path, flag: str) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"; perhaps you meant {' or '.join(near)}" if near else ""
