@@ -21,6 +21,7 @@ from mdsc.atomic import replacing
 from mdsc.checkpoint import Checkpoint, load_checkpoint
 from mdsc.cli import exit_with
 from mdsc.data.anndata_counts import read_counts
+from mdsc.data.genes import known_columns
 from mdsc.diffusion.evidence import Evidence
 from mdsc.errors import UserError
 from mdsc.evaluation.predictor import whole_cell_tokens
@@ -74,7 +75,7 @@ def score(checkpoint: Checkpoint, config: BlocksConfig) -> dict[str, dict]:
         raise UserError("--checkpoints: only a transformer over genes (--model.backbone dit) needs blocks")
     cells = read_counts(config.input)
     places = checkpoint.vocabulary.match_var(cells.var, str(config.input))
-    columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
+    columns = known_columns(places)
     rows = np.sort(np.random.default_rng(0).permutation(cells.counts.shape[0])[: config.num_cells])
     counts = cells.counts[rows][:, columns].tocsr()
     tokens = whole_cell_tokens(counts, checkpoint.tokenizer)

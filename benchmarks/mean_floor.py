@@ -17,6 +17,7 @@ from result_tables import ResultTable, write_markdown
 from mdsc.atomic import replacing
 from mdsc.cli import exit_with
 from mdsc.data.anndata_counts import read_counts
+from mdsc.data.genes import known_columns
 from mdsc.sampling.anndata_inpainting import evidence_of
 from mdsc.sampling.hiding import Hiding
 from mdsc.sampling.loaded_model import opened, predictor
@@ -69,7 +70,7 @@ def measure(config: FloorConfig) -> dict[float, dict[str, float]]:
     checkpoint = opened(config.checkpoint)
     cells = read_counts(config.input)
     places = checkpoint.vocabulary.match_var(cells.var, str(config.input))
-    columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
+    columns = known_columns(places)
     rows = np.sort(np.random.default_rng(0).permutation(cells.counts.shape[0])[: config.num_cells])
     counts = cells.counts[rows][:, columns].tocsr()
     size = pass_size(checkpoint, len(columns), PassOptions())

@@ -13,6 +13,7 @@ from mdsc.checkpoint import Checkpoint
 from mdsc.data.anndata_counts import CHUNK_ROWS, CountSource, open_counts
 from mdsc.data.batch import CellBatch, batch_from_csr
 from mdsc.data.condition_levels import near_names
+from mdsc.data.genes import GeneVocabulary, known_columns
 from mdsc.errors import UserError
 from mdsc.sampling.conditions import CellConditions, KnownConditions
 
@@ -36,9 +37,8 @@ class ModelCells:
 
     @property
     def columns(self) -> Int64[np.ndarray, " known"]:
-        """Columns of the genes that the model knows, in the order of the vocabulary: so that a gene gets the same draws
-        wherever it stands."""
-        return np.argsort(self.places, kind="stable")[(self.places < 0).sum() :]
+        """Columns of the genes that the model knows, in the order of the vocabulary."""
+        return known_columns(self.places)
 
     def columns_of(self, names: Sequence[str], flag: str) -> Int64[np.ndarray, " chosen"]:
         """Columns of these genes, by symbol or Ensembl id, in the order of the vocabulary; `flag` names them."""
@@ -88,10 +88,22 @@ def open_cells(
     with open_counts(source, layer, name, obs_columns=obs_columns) as counts:
         places = checkpoint.vocabulary.match_var(counts.var, counts.name)
         conditions = None if condition is None else known.of_cells(counts.obs, condition, say)
-        unknown = counts.var.index[places < 0].astype(str).tolist()
-        text = f"{counts.name}: {len(counts.obs):,} cells x {len(places):,} genes"
-        say(f"{text}, all known" if not unknown else f"{text}; {_some(unknown)} unknown to the model and left out")
+        say(described(counts, places, checkpoint.vocabulary, "left out"))
         yield ModelCells(checkpoint, counts, places, conditions)
+
+
+def described(
+    source: CountSource, places: Int64[np.ndarray, " genes"], vocabulary: GeneVocabulary, unknown_are: str
+) -> str:
+    """Cells and genes of a source in a line. unknown_are: what becomes of genes that the model does not know."""
+    text = f"{source.name}: {len(source.obs):,} cells x {len(places):,} genes"
+    if column := vocabulary.naming_column(source.var):
+        text += f", named by var[{column!r}]"
+    unknown = source.var.index[places < 0].astype(str)
+    if len(unknown) == 0:
+        return f"{text}, all of which the model knows"
+    some = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+    return f"{text}; {len(unknown):,} are unknown to the model, {unknown_are} ({some})"
 
 
 def listed_genes(entries: Sequence[str], flag: str) -> list[str]:

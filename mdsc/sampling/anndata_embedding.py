@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64
 from mdsc.checkpoint import Checkpoint
 from mdsc.data.anndata_counts import read_counts
 from mdsc.data.batch import batch_from_csr
+from mdsc.data.genes import known_columns
 from mdsc.errors import UserError
 from mdsc.progress import CellProgress, say_nothing
 from mdsc.sampling.anndata_cells import ModelCells, open_cells
@@ -144,7 +145,7 @@ class MdscEmbedder:
             raise UserError(f"gene_names is {gene_names!r}, but adata.var has no such column.")
         names = cells.var.index if gene_names == "index" else cells.var[gene_names]
         places = self.checkpoint.vocabulary.match(names.astype(str).tolist(), "the AnnData")
-        columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
+        columns = known_columns(places)
         return CellDataset(cells.counts[:, columns], places[columns])
 
     def get_embeddings(self, dataset: CellDataset) -> Float32[np.ndarray, "cells width"]:
