@@ -26,6 +26,7 @@ from mdsc.diffusion.evidence import Evidence
 from mdsc.errors import UserError
 from mdsc.evaluation.predictor import whole_cell_tokens
 from mdsc.sampling.anndata_inpainting import evidence_of
+from mdsc.sampling.conditions import CellConditions
 from mdsc.sampling.hiding import Hiding
 
 ALONE, WHOLE = "pathway alone", "all at once"
@@ -82,8 +83,9 @@ def score(checkpoint: Checkpoint, config: BlocksConfig) -> dict[str, dict]:
     ways: dict[str, dict] = {ALONE: {"pathway_only": True}, WHOLE: {}}
     ways |= {f"blocks of {size:,}": {"genes_per_pass": size} for size in config.sizes}
     found: dict[str, dict] = {name: {"nll": [], "nonzero": [], "zero": [], "seconds": 0.0} for name in ways}
+    hiding = Hiding.of(config.mask_ratio, False, 0)
     for row in range(len(rows)):
-        evidence = evidence_of(counts[row], places[columns], row, {}, Hiding.of(config.mask_ratio, False, 0))
+        evidence = evidence_of(counts[row], places[columns], row, CellConditions({}, {}, {}, {}), hiding)
         target = torch.from_numpy(tokens[row].astype(np.int64))
         for name, options in ways.items():
             if name == WHOLE and row >= config.num_whole:

@@ -19,6 +19,7 @@ from mdsc.cli import exit_with
 from mdsc.data.anndata_counts import read_counts
 from mdsc.data.genes import known_columns
 from mdsc.sampling.anndata_inpainting import evidence_of
+from mdsc.sampling.conditions import CellConditions
 from mdsc.sampling.hiding import Hiding
 from mdsc.sampling.loaded_model import opened, predictor
 from mdsc.sampling.pass_size import PassOptions, pass_size
@@ -78,7 +79,7 @@ def measure(config: FloorConfig) -> dict[float, dict[str, float]]:
     parts: dict[float, list[np.ndarray]] = {floor: [] for floor in config.floors}
     for start in range(0, len(rows), size.cells):
         block = counts[start : start + size.cells]
-        evidence = evidence_of(block, places[columns], start, {}, hiding)
+        evidence = evidence_of(block, places[columns], start, CellConditions({}, {}, {}, {}), hiding)
         mean = posterior(predict, checkpoint.tokenizer, evidence).mean.numpy()
         hidden, truth = evidence.hidden.numpy(), block.toarray()
         for floor, found in parts.items():
