@@ -20,7 +20,7 @@ import torch
 import tyro
 
 from mdsc.atomic import alone
-from mdsc.checkpoint import Checkpoint, checkpoint_folder, newest_run, weights_digest
+from mdsc.checkpoint import Checkpoint, given_or_newest, weights_digest
 from mdsc.config.flags import parse_flags
 from mdsc.data.anndata_counts import open_counts
 from mdsc.data.h5ad_writer import H5adWriter
@@ -96,9 +96,7 @@ def sample(config: SampleConfig) -> Path:
     _check(config)
     is_filling = config.num_cells is None and config.conditions_from is None
     asked = _asked(config)
-    folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
-    if config.checkpoint is None:
-        say(f"--checkpoint is not given: taking {folder}, the newest run")
+    folder = given_or_newest(config.checkpoint, say)
     is_local = config.checkpoint is None or Path(config.checkpoint).is_dir()
     file_name = "filled.h5ad" if is_filling else "generated.h5ad"
     output = config.output or (folder / file_name if is_local else Path(file_name))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mdsc.atomic import replacing
-from mdsc.checkpoint import Checkpoint, checkpoint_folder, newest_run
+from mdsc.checkpoint import Checkpoint, given_or_newest
 from mdsc.config.flags import parse_flags
 from mdsc.errors import UserError
 from mdsc.sampling.anndata_cells import open_cells
@@ -56,9 +56,7 @@ def embed(config: EmbedConfig) -> None:
         console.print(text, markup=False)
 
     _check(config)
-    folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
-    if config.checkpoint is None:
-        say(f"--checkpoint is not given: taking {folder}, the newest run")
+    folder = given_or_newest(config.checkpoint, say)
     checkpoint = opened(folder)
     layer = layer_of(checkpoint.model.config, config.layer)
     if config.output is not None:

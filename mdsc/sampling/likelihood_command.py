@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from mdsc.atomic import replacing
-from mdsc.checkpoint import checkpoint_folder, newest_run
+from mdsc.checkpoint import given_or_newest
 from mdsc.config.flags import parse_flags
 from mdsc.errors import UserError
 from mdsc.sampling.anndata_cells import listed_genes
@@ -80,9 +80,7 @@ def score(config: LikelihoodConfig) -> CellScores:
         num_samples=config.num_samples,
         seed=config.seed,
     )
-    folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
-    if config.checkpoint is None:
-        say(f"--checkpoint is not given: taking {folder}, the newest run")
+    folder = given_or_newest(config.checkpoint, say)
     started = time.monotonic()
     scores = score_cells(
         folder,
