@@ -223,7 +223,6 @@ def _check(config: SampleConfig) -> None:
     """What can be told before anything is read."""
     if config.output is not None:
         check_output(config.output, config.input)
-    _asked(config)
     if config.num_cells is None and config.conditions_from is None:
         if config.mask_ratio is None and config.input is None and not config.impute_zeros:
             raise UserError(
