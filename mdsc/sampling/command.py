@@ -103,8 +103,6 @@ def sample(config: SampleConfig) -> Path:
     checkpoint = opened(folder)
     if config.output is None:
         say(f"--output is not given: writing {output}")
-    if output.exists():
-        say(f"{output} is there already: it will be replaced when all cells are done")
 
     started = time.monotonic()
     what = (_fill_in if is_filling else _generate)(config, checkpoint, asked, folder, output, say)
@@ -191,6 +189,8 @@ def _generate(
 @contextmanager
 def _kept(output: Path, digest: str, num_columns: int, say: Callable[[str], None]) -> Iterator[FinishedCells]:
     """Alone with the output; what fails to be written is told, and what is done is kept."""
+    if output.exists():
+        say(f"{output} is there already: it will be replaced when all cells are done")
     try:
         with alone(output), FinishedCells(output, digest, num_columns, say) as finished:
             yield finished
