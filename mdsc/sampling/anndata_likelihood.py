@@ -64,6 +64,8 @@ class LikelihoodOptions:
 
 @dataclass(frozen=True, eq=False)
 class CellScores:
+    names: Sequence[str]
+    """Of the cells."""
     obs: dict[str, Float64[np.ndarray, " cells"]]
     settings: dict
     """For uns."""
@@ -147,6 +149,7 @@ def score_cells(
         )
     obs: dict[str, list[np.ndarray]] = {}
     with open_cells(checkpoint, source, layer=layer, condition=condition, name=name, say=say) as cells:
+        names = cells.source.obs.index.astype(str).tolist()
         target, given = _target_and_given(cells, options)
         columns = np.concatenate([target, given])
         columns = columns[np.argsort(cells.places[columns])]
@@ -178,7 +181,7 @@ def score_cells(
         "conditions_from_obs": [one for one in cells.conditions.labels if one not in condition],
         **provenance(checkpoint),
     }
-    return CellScores({column: np.concatenate(values) for column, values in obs.items()}, settings)
+    return CellScores(names, {column: np.concatenate(values) for column, values in obs.items()}, settings)
 
 
 def _target_and_given(

@@ -107,9 +107,6 @@ def score(config: LikelihoodConfig) -> CellScores:
 def _write_table(scores: CellScores, config: LikelihoodConfig) -> None:
     import pandas as pd
 
-    from mdsc.data.anndata_counts import open_counts
-
-    with open_counts(config.input, config.layer, obs_columns=()) as source:
-        table = pd.DataFrame(scores.obs, index=source.obs.index.astype(str).rename("cell"))
+    table = pd.DataFrame(scores.obs, index=pd.Index(scores.names, name="cell"))
     with replacing(config.output) as beside:
         table.to_csv(beside) if config.output.suffix == ".csv" else table.to_parquet(beside)
