@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Float64
 
 from mdsc.atomic import replacing
+from mdsc.config.flags import named_values
 from mdsc.errors import UserError
 
 MAX_SIZE = 128
@@ -82,15 +83,8 @@ def fit_features(features: LevelFeatures, levels: Sequence[str], column: str) ->
 
 def feature_files(texts: Iterable[str], flag: str) -> dict[str, Path]:
     """["drug=features.parquet"] -> {"drug": Path("features.parquet")}."""
-    files: dict[str, Path] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            raise UserError(f"{flag} {text}: write it as COLUMN=FILE, e.g. drug=drug_features.parquet.")
-        if name in files:
-            raise UserError(f"{flag} gives {name} twice ({files[name]} and {path}); keep one.")
-        files[name] = Path(path)
-    return files
+    files = named_values(texts, flag, "COLUMN=FILE, e.g. drug=drug_features.parquet")
+    return {column: Path(path) for column, path in files.items()}
 
 
 def read_features(path: str | Path) -> LevelFeatures:
