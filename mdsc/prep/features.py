@@ -67,19 +67,21 @@ def prepare_features(config: FeaturesConfig, say: Callable[[str], None] = print)
     return features
 
 
-def morgan_fingerprint(smiles: str, *, bits: int, radius: int) -> Float64[np.ndarray, " bits"] | None:
-    """Bits 0.0 and 1.0; None where rdkit cannot read the SMILES."""
+def morgan_fingerprints(bits: int, radius: int) -> Callable[[str], Float64[np.ndarray, " bits"] | None]:
+    """Of SMILES, one at a time: bits 0.0 and 1.0; None where rdkit cannot read it."""
     try:
         from rdkit import Chem, RDLogger
         from rdkit.Chem import rdFingerprintGenerator
     except ImportError as error:
         raise UserError("--smiles-column needs rdkit: pip install 'mdsc[chem]'.") from error
     RDLogger.DisableLog("rdApp.*")
-    molecule = Chem.MolFromSmiles(smiles)
-    if molecule is None:
-        return None
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=bits)
-    return generator.GetFingerprintAsNumPy(molecule).astype(np.float64)
+
+    def fingerprint(smiles: str) -> Float64[np.ndarray, " bits"] | None:
+        molecule = Chem.MolFromSmiles(smiles)
+        return None if molecule is None else generator.GetFingerprintAsNumPy(molecule).astype(np.float64)
+
+    return fingerprint
 
 
 def _fingerprints_of(table: pa.Table, config: FeaturesConfig, say: Callable[[str], None]) -> LevelFeatures:
@@ -87,6 +89,7 @@ def _fingerprints_of(table: pa.Table, config: FeaturesConfig, say: Callable[[str
     found: dict[str, np.ndarray] = {}
     smiles_of: dict[str, str] = {}
     lacking, unreadable = [], []
+    fingerprint = morgan_fingerprints(config.bits, config.radius)
     for name, smiles in zip(names, table[config.smiles_column].to_pylist(), strict=True):
         if smiles_of.get(name, smiles) != smiles:
             raise UserError(f"{config.input} has several SMILES for {name}: leave one of each.")
@@ -94,7 +97,7 @@ def _fingerprints_of(table: pa.Table, config: FeaturesConfig, say: Callable[[str
             lacking.append(name)
             continue
         smiles_of[name] = smiles
-        vector = morgan_fingerprint(smiles, bits=config.bits, radius=config.radius)
+        vector = fingerprint(smiles)
         if vector is None:
             unreadable.append(name)
         else:
