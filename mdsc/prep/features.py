@@ -19,7 +19,14 @@ from jaxtyping import Float64
 
 from mdsc.config.flags import parse_flags
 from mdsc.data.condition_levels import near_names
-from mdsc.data.level_features import LevelFeatures, features_of_table, read_features, read_text_table, write_features
+from mdsc.data.level_features import (
+    LevelFeatures,
+    features_of_table,
+    naming_column,
+    read_features,
+    read_text_table,
+    write_features,
+)
 from mdsc.errors import UserError
 
 
@@ -85,7 +92,8 @@ def morgan_fingerprints(bits: int, radius: int) -> Callable[[str], Float64[np.nd
 
 
 def _fingerprints_of(table: pa.Table, config: FeaturesConfig, say: Callable[[str], None]) -> LevelFeatures:
-    names = [str(name) for name in table[_naming_column(table, config)].to_pylist()]
+    naming = config.name_column or naming_column(table, str(config.input), beside=config.smiles_column)
+    names = [str(name) for name in table[naming].to_pylist()]
     found: dict[str, np.ndarray] = {}
     smiles_of: dict[str, str] = {}
     lacking, unreadable = [], []
@@ -108,19 +116,6 @@ def _fingerprints_of(table: pa.Table, config: FeaturesConfig, say: Callable[[str
             say(f"{len(left_out)} names {why} and are left out: {', '.join(left_out[:5])}{more}")
     values = np.stack(list(found.values())) if found else np.zeros((0, config.bits))
     return LevelFeatures(tuple(found), values, str(config.input))
-
-
-def _naming_column(table: pa.Table, config: FeaturesConfig) -> str:
-    if config.name_column:
-        return config.name_column
-    texts = [
-        name
-        for name, kind in zip(table.column_names, table.schema.types, strict=True)
-        if name != config.smiles_column and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
-    ]
-    if not texts:
-        raise UserError(f"{config.input} has no column of names beside {config.smiles_column!r}; give --name-column.")
-    return "name" if "name" in texts else texts[0]
 
 
 def _table(path: Path) -> pa.Table:
