@@ -12,8 +12,9 @@ from jaxtyping import Bool
 
 from mdsc.errors import UserError
 from mdsc.sampling.annotated_copy import annotated_copy
-from mdsc.sampling.filled_layers import OURS, AnswerOptions
+from mdsc.sampling.filled_layers import OURS
 from mdsc.sampling.finished_cells import FinishedCells
+from mdsc.sampling.options import AnswerOptions
 
 if TYPE_CHECKING:
     import pandas as pd

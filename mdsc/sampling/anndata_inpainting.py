@@ -26,13 +26,13 @@ from mdsc.diffusion.evidence import Evidence, Predict
 from mdsc.progress import say_nothing
 from mdsc.sampling.anndata_cells import described
 from mdsc.sampling.conditions import CellConditions, ConditionRequest, Features, KnownConditions
-from mdsc.sampling.filled_layers import OURS, AnswerOptions, Portion, filled_portion, joined
+from mdsc.sampling.filled_layers import OURS, Portion, filled_portion, joined
 from mdsc.sampling.guidance import guided
 from mdsc.sampling.hiding import Hiding
 from mdsc.sampling.inpaint import fill
 from mdsc.sampling.keyword_options import taken_from
 from mdsc.sampling.loaded_model import opened, predictor, provenance
-from mdsc.sampling.options import SamplerOptions
+from mdsc.sampling.options import AnswerOptions, SamplerOptions
 from mdsc.sampling.pass_size import PassOptions, PassSize, pass_size
 from mdsc.sampling.progress import SamplingProgress
 
