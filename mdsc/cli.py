@@ -66,7 +66,7 @@ def exit_with(command: Callable[[], None]) -> NoReturn:
 
 def _exit_code(command: Callable[[], None]) -> int:
     code = _outcome(command)
-    return code if _is_read("") else NO_READER
+    return _outcome(sys.stdout.flush) or code
 
 
 def _outcome(command: Callable[[], None]) -> int:
@@ -75,7 +75,7 @@ def _outcome(command: Callable[[], None]) -> int:
     except UserError as error:
         return _told(str(error))
     except BrokenPipeError as error:
-        return _told(_what_failed(error)) if _is_read("\n") else NO_READER
+        return _told(_what_failed(error)) if _is_read() else NO_READER
     except OSError as error:  # a place that cannot be read or written: no right, no room, no such folder
         return _told(_what_failed(error))
     except KeyboardInterrupt as stop:
@@ -86,10 +86,10 @@ def _outcome(command: Callable[[], None]) -> int:
     return 0
 
 
-def _is_read(text: str) -> bool:
+def _is_read() -> bool:
     """Write to stdout, and tell whether anybody reads there: `mdsc --help | head` is no mistake."""
     try:
-        print(text, end="", flush=True)
+        print(flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
         return False
