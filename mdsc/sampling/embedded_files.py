@@ -7,6 +7,7 @@ from pathlib import Path
 from mdsc.atomic import replacing
 from mdsc.checkpoint import Checkpoint, given_or_newest
 from mdsc.errors import UserError
+from mdsc.progress import lines_on_console
 from mdsc.sampling.anndata_cells import open_cells
 from mdsc.sampling.anndata_embedding import KEY, embedded, embedding_of_genes, embedding_settings, gene_embeddings
 from mdsc.sampling.anndata_files import check_output
@@ -17,13 +18,7 @@ from mdsc.sampling.loaded_model import opened
 
 
 def embed(config: EmbedConfig) -> None:
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False)
-
+    say = lines_on_console()
     _check(config)
     folder = given_or_newest(config.checkpoint, say)
     checkpoint = opened(folder)

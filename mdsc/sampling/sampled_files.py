@@ -16,6 +16,7 @@ from mdsc.data.h5ad_writer import H5adWriter
 from mdsc.data.level_features import feature_files
 from mdsc.data.row_group_checks import first_line
 from mdsc.errors import UserError
+from mdsc.progress import lines_on_console
 from mdsc.sampling.anndata_cells import genes_in_file
 from mdsc.sampling.anndata_files import check_output, read_obs, write_filled
 from mdsc.sampling.anndata_generation import Generation
@@ -33,13 +34,7 @@ if TYPE_CHECKING:
 
 def sample(config: SampleConfig) -> Path:
     """Do it, and give the path of the file that was written."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False)
-
+    say = lines_on_console()
     _check(config)
     is_filling = config.num_cells is None and config.conditions_from is None
     asked = _asked(config)

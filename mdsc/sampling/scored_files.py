@@ -6,6 +6,7 @@ from itertools import chain
 from mdsc.atomic import replacing
 from mdsc.checkpoint import given_or_newest
 from mdsc.errors import UserError
+from mdsc.progress import lines_on_console
 from mdsc.sampling.anndata_cells import listed_genes
 from mdsc.sampling.anndata_files import check_output
 from mdsc.sampling.anndata_likelihood import CellScores, LikelihoodOptions, score_cells
@@ -18,13 +19,7 @@ TABLES = (".csv", ".parquet")
 
 def score(config: LikelihoodConfig) -> CellScores:
     """Do it, write it, and say what came out."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False)
-
+    say = lines_on_console()
     is_table = config.output.suffix in TABLES
     if not is_table and config.output.suffix != ".h5ad":
         raise UserError(f"--output: {config.output} ends in none of .h5ad, {', '.join(TABLES)}.")
