@@ -21,10 +21,12 @@ from mdsc.atomic import replacing
 from mdsc.checkpoint import Checkpoint, load_checkpoint
 from mdsc.cli import exit_with
 from mdsc.data.anndata_counts import read_counts
+from mdsc.data.genes import known_columns
 from mdsc.diffusion.evidence import Evidence
 from mdsc.errors import UserError
 from mdsc.evaluation.predictor import whole_cell_tokens
 from mdsc.sampling.anndata_inpainting import evidence_of
+from mdsc.sampling.conditions import CellConditions
 from mdsc.sampling.hiding import Hiding
 
 ALONE, WHOLE = "pathway alone", "all at once"
@@ -74,15 +76,16 @@ def score(checkpoint: Checkpoint, config: BlocksConfig) -> dict[str, dict]:
         raise UserError("--checkpoints: only a transformer over genes (--model.backbone dit) needs blocks")
     cells = read_counts(config.input)
     places = checkpoint.vocabulary.match_var(cells.var, str(config.input))
-    columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
+    columns = known_columns(places)
     rows = np.sort(np.random.default_rng(0).permutation(cells.counts.shape[0])[: config.num_cells])
     counts = cells.counts[rows][:, columns].tocsr()
     tokens = whole_cell_tokens(counts, checkpoint.tokenizer)
     ways: dict[str, dict] = {ALONE: {"pathway_only": True}, WHOLE: {}}
     ways |= {f"blocks of {size:,}": {"genes_per_pass": size} for size in config.sizes}
     found: dict[str, dict] = {name: {"nll": [], "nonzero": [], "zero": [], "seconds": 0.0} for name in ways}
+    hiding = Hiding.of(config.mask_ratio, False, 0)
     for row in range(len(rows)):
-        evidence = evidence_of(counts[row], places[columns], row, {}, Hiding.of(config.mask_ratio, False, 0))
+        evidence = evidence_of(counts[row], places[columns], row, CellConditions({}, {}, {}, {}), hiding)
         target = torch.from_numpy(tokens[row].astype(np.int64))
         for name, options in ways.items():
             if name == WHOLE and row >= config.num_whole:

@@ -17,7 +17,9 @@ from result_tables import ResultTable, write_markdown
 from mdsc.atomic import replacing
 from mdsc.cli import exit_with
 from mdsc.data.anndata_counts import read_counts
+from mdsc.data.genes import known_columns
 from mdsc.sampling.anndata_inpainting import evidence_of
+from mdsc.sampling.conditions import CellConditions
 from mdsc.sampling.hiding import Hiding
 from mdsc.sampling.loaded_model import opened, predictor
 from mdsc.sampling.pass_size import PassOptions, pass_size
@@ -69,7 +71,7 @@ def measure(config: FloorConfig) -> dict[float, dict[str, float]]:
     checkpoint = opened(config.checkpoint)
     cells = read_counts(config.input)
     places = checkpoint.vocabulary.match_var(cells.var, str(config.input))
-    columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
+    columns = known_columns(places)
     rows = np.sort(np.random.default_rng(0).permutation(cells.counts.shape[0])[: config.num_cells])
     counts = cells.counts[rows][:, columns].tocsr()
     size = pass_size(checkpoint, len(columns), PassOptions())
@@ -77,7 +79,7 @@ def measure(config: FloorConfig) -> dict[float, dict[str, float]]:
     parts: dict[float, list[np.ndarray]] = {floor: [] for floor in config.floors}
     for start in range(0, len(rows), size.cells):
         block = counts[start : start + size.cells]
-        evidence = evidence_of(block, places[columns], start, {}, hiding)
+        evidence = evidence_of(block, places[columns], start, CellConditions({}, {}, {}, {}), hiding)
         mean = posterior(predict, checkpoint.tokenizer, evidence).mean.numpy()
         hidden, truth = evidence.hidden.numpy(), block.toarray()
         for floor, found in parts.items():

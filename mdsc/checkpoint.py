@@ -13,7 +13,7 @@ import filecmp
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +176,15 @@ def newest_run(folder: str | Path = "runs") -> Path:
     if not weights:
         raise UserError(f"there is no checkpoint in {folder}/: train one (`mdsc train`), or give --checkpoint.")
     return weights[-1].parent
+
+
+def given_or_newest(checkpoint: str | None, say: Callable[[str], None]) -> Path:
+    """The folder of `--checkpoint`; where it is not given, that of the newest run, and `say` is told so."""
+    if checkpoint is not None:
+        return checkpoint_folder(checkpoint)
+    folder = newest_run()
+    say(f"--checkpoint is not given: taking {folder}, the newest run")
+    return folder
 
 
 def _require_model(folder: Path) -> None:

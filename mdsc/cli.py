@@ -44,6 +44,9 @@ COMMANDS = {
     "doctor": Command("mdsc.model.doctor", "show versions, devices and which attention works here"),
 }
 
+NO_READER = 141
+"""Exit code of who writes to a closed pipe: 128 + SIGPIPE, as shells count."""
+
 
 def run() -> NoReturn:
     """Run the installed command."""
@@ -62,10 +65,17 @@ def exit_with(command: Callable[[], None]) -> NoReturn:
 
 
 def _exit_code(command: Callable[[], None]) -> int:
+    code = _outcome(command)
+    return _outcome(sys.stdout.flush) or code
+
+
+def _outcome(command: Callable[[], None]) -> int:
     try:
         command()
     except UserError as error:
         return _told(str(error))
+    except BrokenPipeError as error:
+        return _told(_what_failed(error)) if _is_read() else NO_READER
     except OSError as error:  # a place that cannot be read or written: no right, no room, no such folder
         return _told(_what_failed(error))
     except KeyboardInterrupt as stop:
@@ -74,6 +84,16 @@ def _exit_code(command: Callable[[], None]) -> int:
     except SystemExit as stop:  # tyro's --help and its messages
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _is_read() -> bool:
+    """Write to stdout, and tell whether anybody reads there: `mdsc --help | head` is no mistake."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+        return False
+    return True
 
 
 def _told(message: str) -> int:

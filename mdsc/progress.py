@@ -1,6 +1,7 @@
 """What a person sees of work on many cells: a bar with cells/s and time left; piped, plain lines where asked for."""
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
 
@@ -9,6 +10,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # Seconds between lines where the output is no terminal.
 QUIET = 10.0
+
+
+def say_nothing(text: str) -> None:
+    """For who is told nothing."""
+
+
+def lines_on_console() -> Callable[[str], None]:
+    """Prints what it is given, a line at a time: names of files and genes are neither folded nor taken for markup."""
+    console = Console(soft_wrap=True, highlight=False)
+    return lambda text: console.print(text, markup=False)
 
 
 class CellProgress:

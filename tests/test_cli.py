@@ -1,6 +1,7 @@
 """The command `mdsc`: lazy sub-commands, exit codes, and messages without tracebacks."""
 
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -90,6 +91,7 @@ def test_exit_with_maps_outcomes_to_exit_codes(action, code: int):
         (lambda: fail(OSError("name = '/x/.s.parts/.b.3.partial.h5'\nmore")), "error: name = '/x/s/b.h5'"),
         (lambda: fail(OSError(28, "No space left on device")), "error: No space left on device"),
         (lambda: fail(PermissionError(13, "Permission denied", "x/.s.2.unfinished-0ab/y")), "x/s.2/y: Permission"),
+        (lambda: fail(BrokenPipeError(32, "Broken pipe")), "error: Broken pipe"),  # not that of stdout
         (lambda: fail(KeyboardInterrupt("it goes on")), "interrupted; it goes on"),
     ],
 )
@@ -98,6 +100,19 @@ def test_what_the_system_refuses_is_a_message_that_names_the_place(capsys, actio
         exit_with(action)
     assert stop.value.code in (2, 130)
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("flags", [["--help"], ["sample", "--help"]])
+def test_a_reader_who_has_seen_enough_is_no_error(flags: list[str], unbuffered: str):
+    code = f"import sys; sys.stdin.read(); from mdsc.cli import main; sys.exit(main({flags}))"
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env, stdin=pipe, stdout=pipe, stderr=pipe) as run:
+        run.stdout.close()
+        run.stdin.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 141
 
 
 def test_other_errors_keep_their_traceback():

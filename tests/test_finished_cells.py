@@ -209,6 +209,7 @@ def test_a_fault_in_a_later_cell_leaves_nothing(checkpoint: Path, folder: Path, 
 def test_an_output_that_is_there_is_replaced_at_the_end(checkpoint: Path, folder: Path, capsys):
     (folder / "filled.h5ad").write_text("before")
     assert main(command(checkpoint, folder, "--condition", "drug=none of these")) == 2
+    assert "will be replaced" not in capsys.readouterr().out
     assert (folder / "filled.h5ad").read_text() == "before"
     assert main(command(checkpoint, folder)) == 0
     assert "is there already: it will be replaced" in capsys.readouterr().out

@@ -57,7 +57,7 @@ OPTIONAL = {"scvi": ["scvi-tools"], "lightning": ["scvi-tools"], "magic": ["magi
 NOT_FOR_THE_MODEL = LOCAL | {"accelerate", "beartype", "psutil", "rich", "tyro"}
 NOT_FOR_TRAINING = {"anndata", "beartype", "datasets", "diffusers", "h5py", "numba", "scanpy", "tyro", "wandb"}
 # Commands read options with tyro and print with rich; AnnData is for files.
-COMMANDS = re.compile(r"\.(\w*command|doctor|progress|anndata_\w+|loaded_model)$")
+COMMANDS = re.compile(r"\.(\w*command|doctor|progress|anndata_\w+|loaded_model|(sampled|scored|embedded)_files)$")
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,20 @@ def test_model_data_and_sampling_need_no_more_than_torch_transformers_and_arrow(
     chosen = [name for name in modules() if core.match(name) and not COMMANDS.search(name)]
     assert len(chosen) > 30
     run_without(NOT_FOR_THE_MODEL, "\n".join(f"import {name}" for name in chosen))
+
+
+@pytest.mark.parametrize("command", ["sample", "likelihood", "embed"])
+def test_flags_are_read_without_torch(command: str):
+    """It takes seconds to import, which --help and a wrong flag would cost."""
+    run_without(
+        set(),
+        f"""
+from mdsc.cli import main
+assert main([{command!r}, "--help"]) == 0
+assert main([{command!r}, "--no-such-flag"]) == 2
+assert not {{"accelerate", "torch", "transformers"}} & sys.modules.keys()
+""",
+    )
 
 
 @pytest.mark.slow

@@ -9,8 +9,10 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
+
+from mdsc.errors import UserError
 
 Config = TypeVar("Config")
 
@@ -21,6 +23,19 @@ def parse_flags(config_class: type[Config], argv: Sequence[str] | None, descript
 
     arguments = join_lists(config_class, sys.argv[1:] if argv is None else argv)
     return tyro.cli(config_class, args=arguments, description=description, **options)
+
+
+def named_values(texts: Iterable[str], flag: str, form: str) -> dict[str, str]:
+    """["drug=DMSO_TF"] -> {"drug": "DMSO_TF"}. form: how to write it, e.g. "NAME=LEVEL, e.g. drug=DMSO_TF"."""
+    values: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not (name and value):
+            raise UserError(f"{flag} {text}: write it as {form}.")
+        if name in values:
+            raise UserError(f"{flag} gives {name} twice ({values[name]} and {value}); keep one.")
+        values[name] = value
+    return values
 
 
 def join_lists(config_class: type, argv: Sequence[str]) -> list[str]:

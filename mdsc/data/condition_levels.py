@@ -56,4 +56,5 @@ def near_names(wanted: str, options: Iterable[str], otherwise: str = "it knows")
     near = [by_folded[name] for name in difflib.get_close_matches(wanted.casefold(), by_folded, n=3, cutoff=0.5)]
     if near:
         return f"perhaps you meant {' or '.join(near)}"
-    return f"{otherwise} " + ", ".join(options[:5]) + (f" and {len(options) - 5:,} more" if len(options) > 5 else "")
+    more = f" and {len(options) - 5:,} more" if len(options) > 5 else ""
+    return f"{otherwise} {', '.join(options[:5]) or 'none'}{more}"

@@ -183,6 +183,12 @@ class GeneStatistics:
         return cls(*columns)
 
 
+def known_columns(places: Int64[np.ndarray, " columns"]) -> Int64[np.ndarray, " known"]:
+    """The columns whose gene has a place in the vocabulary, in its order: so that a gene gets the same draws wherever
+    it stands. places: what `GeneVocabulary.match` gives."""
+    return np.argsort(places, kind="stable")[(places < 0).sum() :]
+
+
 def without_version(name: str) -> str:
     """ENSG00000188976.4 -> ENSG00000188976; any other name as it is."""
     found = ENSEMBL.fullmatch(name)

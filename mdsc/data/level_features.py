@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Float64
 
 from mdsc.atomic import replacing
+from mdsc.config.flags import named_values
 from mdsc.errors import UserError
 
 MAX_SIZE = 128
@@ -82,15 +83,8 @@ def fit_features(features: LevelFeatures, levels: Sequence[str], column: str) ->
 
 def feature_files(texts: Iterable[str], flag: str) -> dict[str, Path]:
     """["drug=features.parquet"] -> {"drug": Path("features.parquet")}."""
-    files: dict[str, Path] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            raise UserError(f"{flag} {text}: write it as COLUMN=FILE, e.g. drug=drug_features.parquet.")
-        if name in files:
-            raise UserError(f"{flag} gives {name} twice ({files[name]} and {path}); keep one.")
-        files[name] = Path(path)
-    return files
+    files = named_values(texts, flag, "COLUMN=FILE, e.g. drug=drug_features.parquet")
+    return {column: Path(path) for column, path in files.items()}
 
 
 def read_features(path: str | Path) -> LevelFeatures:
@@ -135,11 +129,7 @@ def features_of_table(
 ) -> LevelFeatures:
     """naming: the column of names; columns: those of numbers, or one of lists; by default all that there are."""
     kinds = dict(zip(table.column_names, table.schema.types, strict=True))
-    texts = [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
-    if naming is None:
-        if not texts:
-            raise UserError(f"{source} has no column of names (it has {', '.join(table.column_names[:5])}).")
-        naming = "name" if "name" in texts else texts[0]
+    naming = naming or naming_column(table, source)
     columns = list(columns) or [name for name in table.column_names if name != naming]
     names = tuple(str(name) for name in table[naming].to_pylist())
     if len(columns) == 1 and (pa.types.is_list(kinds[columns[0]]) or pa.types.is_fixed_size_list(kinds[columns[0]])):
@@ -156,6 +146,19 @@ def features_of_table(
             )
     values = [table[name].to_numpy().astype(np.float64) for name in columns]
     return LevelFeatures(names, np.column_stack(values) if values else np.zeros((len(names), 0)), source)
+
+
+def naming_column(table: pa.Table, source: str, beside: str | None = None) -> str:
+    """`name`, or the first column of text that is not `beside`."""
+    kinds = zip(table.column_names, table.schema.types, strict=True)
+    texts = [name for name, kind in kinds if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
+    texts = [name for name in texts if name != beside]
+    if not texts:
+        raise UserError(
+            f"{source} has no column of names (it has {', '.join(table.column_names[:5])}); choose one by mdsc prepare "
+            "features --name-column."
+        )
+    return "name" if "name" in texts else texts[0]
 
 
 def _of_tensors(path: Path) -> LevelFeatures:

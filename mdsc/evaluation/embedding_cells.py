@@ -1,6 +1,5 @@
 """Cells with an embedding, labels and counts, out of an h5ad file."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 
 from mdsc.data.anndata_counts import open_counts
+from mdsc.data.condition_levels import near_names
 from mdsc.errors import UserError
 
 LEAST_OF_LABEL = 5
@@ -43,7 +43,8 @@ def read_embedded(
     with open_counts(path, layer, obs_columns=wanted, unique_genes=False) as source:
         for flag, name in columns.items():
             if name is not None and name not in source.obs:
-                raise UserError(f"{flag}: {path} has no column obs[{name!r}]{_near(name, source.obs_columns)}.")
+                near = near_names(name, source.obs_columns, "it has")
+                raise UserError(f"{flag}: {path} has no column obs[{name!r}]; {near}.")
         points = _embedding(path, key)
         cells = source.read()
     obs, label = cells.obs, columns["--label"]
@@ -92,8 +93,3 @@ def _embedding(path: Path, key: str) -> Float[np.ndarray, "cells k"]:
     if points.ndim != 2 or points.dtype.kind not in "fiu" or points.shape[1] == 0:
         raise UserError(f"--key: obsm[{key!r}] of {path} is no table of numbers.")
     return points.astype(np.float64)
-
-
-def _near(name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; perhaps you meant {near[0]}" if near else f"; it has {', '.join(known[:8]) or 'none'}"

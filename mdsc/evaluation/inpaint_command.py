@@ -12,14 +12,7 @@ import torch
 
 from mdsc import __version__
 from mdsc.atomic import replacing
-from mdsc.checkpoint import (
-    Checkpoint,
-    checkpoint_folder,
-    checkpoint_name,
-    load_checkpoint,
-    newest_run,
-    weights_digest,
-)
+from mdsc.checkpoint import Checkpoint, checkpoint_name, given_or_newest, load_checkpoint, weights_digest
 from mdsc.config.flags import parse_flags
 from mdsc.config.schema import TrainConfig
 from mdsc.data.shard_mixture import open_shards
@@ -78,9 +71,7 @@ def inpaint(config: InpaintConfig) -> dict:
     if not console.is_terminal:
         console.width = 120  # a file has no width, and rich would fold the table to 80 columns
     _check(config)
-    folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
-    if config.checkpoint is None:
-        console.print(f"--checkpoint is not given: taking {folder}")
+    folder = given_or_newest(config.checkpoint, console.print)
     checkpoint = load_checkpoint(folder)
     test, train = _read_cells(config, checkpoint, console.print)
 

@@ -43,15 +43,12 @@ DOWNLOAD_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 class MdscOutput(ModelOutput):
     """logits: (batch, genes, num_tokens) float32. cell_state: (batch, state_size) float32.
 
-    cell_summary: (batch, state_size + 1) float32, what the state is bent from: posterior mean of the cell's factors, in
-    prior standard deviations, and log relative depth.
     hidden_states: where asked for, what goes into the first block and what comes out of each, (batch, genes or latents,
     hidden_size); of the latent backbone also the genes as they are read out; of a model without layers none.
     """
 
     logits: Tensor | None = None
     cell_state: Tensor | None = None
-    cell_summary: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -239,7 +236,7 @@ class MdscModel(PreTrainedModel):
                     here = (torch.arange(len(x), device=x.device)[:, None], place)
                     pads = None if is_pad is None else is_pad[here]
                     logits[here] += self._backbone(x[here], tokens[here], condition, pads, max_nonzero)
-        return MdscOutput(logits, state, summary, None if hidden_states is None else tuple(hidden_states))
+        return MdscOutput(logits, state, None if hidden_states is None else tuple(hidden_states))
 
     def _backbone(
         self,

@@ -19,7 +19,14 @@ from jaxtyping import Float64
 
 from mdsc.config.flags import parse_flags
 from mdsc.data.condition_levels import near_names
-from mdsc.data.level_features import LevelFeatures, features_of_table, read_features, read_text_table, write_features
+from mdsc.data.level_features import (
+    LevelFeatures,
+    features_of_table,
+    naming_column,
+    read_features,
+    read_text_table,
+    write_features,
+)
 from mdsc.errors import UserError
 
 
@@ -67,26 +74,30 @@ def prepare_features(config: FeaturesConfig, say: Callable[[str], None] = print)
     return features
 
 
-def morgan_fingerprint(smiles: str, *, bits: int, radius: int) -> Float64[np.ndarray, " bits"] | None:
-    """Bits 0.0 and 1.0; None where rdkit cannot read the SMILES."""
+def morgan_fingerprints(bits: int, radius: int) -> Callable[[str], Float64[np.ndarray, " bits"] | None]:
+    """Of SMILES, one at a time: bits 0.0 and 1.0; None where rdkit cannot read it."""
     try:
         from rdkit import Chem, RDLogger
         from rdkit.Chem import rdFingerprintGenerator
     except ImportError as error:
         raise UserError("--smiles-column needs rdkit: pip install 'mdsc[chem]'.") from error
     RDLogger.DisableLog("rdApp.*")
-    molecule = Chem.MolFromSmiles(smiles)
-    if molecule is None:
-        return None
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=bits)
-    return generator.GetFingerprintAsNumPy(molecule).astype(np.float64)
+
+    def fingerprint(smiles: str) -> Float64[np.ndarray, " bits"] | None:
+        molecule = Chem.MolFromSmiles(smiles)
+        return None if molecule is None else generator.GetFingerprintAsNumPy(molecule).astype(np.float64)
+
+    return fingerprint
 
 
 def _fingerprints_of(table: pa.Table, config: FeaturesConfig, say: Callable[[str], None]) -> LevelFeatures:
-    names = [str(name) for name in table[_naming_column(table, config)].to_pylist()]
+    naming = config.name_column or naming_column(table, str(config.input), beside=config.smiles_column)
+    names = [str(name) for name in table[naming].to_pylist()]
     found: dict[str, np.ndarray] = {}
     smiles_of: dict[str, str] = {}
     lacking, unreadable = [], []
+    fingerprint = morgan_fingerprints(config.bits, config.radius)
     for name, smiles in zip(names, table[config.smiles_column].to_pylist(), strict=True):
         if smiles_of.get(name, smiles) != smiles:
             raise UserError(f"{config.input} has several SMILES for {name}: leave one of each.")
@@ -94,7 +105,7 @@ def _fingerprints_of(table: pa.Table, config: FeaturesConfig, say: Callable[[str
             lacking.append(name)
             continue
         smiles_of[name] = smiles
-        vector = morgan_fingerprint(smiles, bits=config.bits, radius=config.radius)
+        vector = fingerprint(smiles)
         if vector is None:
             unreadable.append(name)
         else:
@@ -105,19 +116,6 @@ def _fingerprints_of(table: pa.Table, config: FeaturesConfig, say: Callable[[str
             say(f"{len(left_out)} names {why} and are left out: {', '.join(left_out[:5])}{more}")
     values = np.stack(list(found.values())) if found else np.zeros((0, config.bits))
     return LevelFeatures(tuple(found), values, str(config.input))
-
-
-def _naming_column(table: pa.Table, config: FeaturesConfig) -> str:
-    if config.name_column:
-        return config.name_column
-    texts = [
-        name
-        for name, kind in zip(table.column_names, table.schema.types, strict=True)
-        if name != config.smiles_column and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
-    ]
-    if not texts:
-        raise UserError(f"{config.input} has no column of names beside {config.smiles_column!r}; give --name-column.")
-    return "name" if "name" in texts else texts[0]
 
 
 def _table(path: Path) -> pa.Table:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import tyro
 
-from mdsc.checkpoint import load_checkpoint, newest_run
+from mdsc.checkpoint import given_or_newest, load_checkpoint
 from mdsc.errors import UserError
 from mdsc.hub.failures import LOG_IN, push_failure
 from mdsc.hub.repository import check_name
@@ -44,9 +44,7 @@ def push(config: PushConfig) -> Remote:
 
     check_name(config.repo, "--repo")
     check_license(config.license, "--license")
-    run = newest_run() if config.checkpoint is None else config.checkpoint
-    if config.checkpoint is None:
-        print(f"--checkpoint is not given: taking {run}, the newest run")
+    run = config.checkpoint or given_or_newest(None, print)
     if not run.is_dir():
         raise UserError(f"--checkpoint: there is no folder {run}.")
     if not get_token():

@@ -12,6 +12,8 @@ from jaxtyping import Int64
 from mdsc.checkpoint import Checkpoint
 from mdsc.data.anndata_counts import CHUNK_ROWS, CountSource, open_counts
 from mdsc.data.batch import CellBatch, batch_from_csr
+from mdsc.data.condition_levels import near_names
+from mdsc.data.genes import GeneVocabulary, known_columns
 from mdsc.errors import UserError
 from mdsc.sampling.conditions import CellConditions, KnownConditions
 
@@ -35,9 +37,8 @@ class ModelCells:
 
     @property
     def columns(self) -> Int64[np.ndarray, " known"]:
-        """Columns of the genes that the model knows, in the order of the vocabulary: so that a gene gets the same draws
-        wherever it stands."""
-        return np.argsort(self.places, kind="stable")[(self.places < 0).sum() :]
+        """Columns of the genes that the model knows, in the order of the vocabulary."""
+        return known_columns(self.places)
 
     def columns_of(self, names: Sequence[str], flag: str) -> Int64[np.ndarray, " chosen"]:
         """Columns of these genes, by symbol or Ensembl id, in the order of the vocabulary; `flag` names them."""
@@ -45,7 +46,8 @@ class ModelCells:
         vocabulary = self.checkpoint.vocabulary
         places = vocabulary.match(names, flag)
         if unknown := [name for name, place in zip(names, places, strict=True) if place < 0]:
-            raise UserError(f"{flag}: the model does not know {_some(unknown)}{_near(unknown[0], vocabulary.symbols)}.")
+            near = near_names(unknown[0], vocabulary.symbols)
+            raise UserError(f"{flag}: the model does not know {_some(unknown)}; {near}.")
         column = np.full(len(vocabulary), -1)
         column[self.places[self.columns]] = self.columns
         if missing := [name for name, place in zip(names, places, strict=True) if column[place] < 0]:
@@ -86,10 +88,22 @@ def open_cells(
     with open_counts(source, layer, name, obs_columns=obs_columns) as counts:
         places = checkpoint.vocabulary.match_var(counts.var, counts.name)
         conditions = None if condition is None else known.of_cells(counts.obs, condition, say)
-        unknown = counts.var.index[places < 0].astype(str).tolist()
-        text = f"{counts.name}: {len(counts.obs):,} cells x {len(places):,} genes"
-        say(f"{text}, all known" if not unknown else f"{text}; {_some(unknown)} unknown to the model and left out")
+        say(described(counts, places, checkpoint.vocabulary, "left out"))
         yield ModelCells(checkpoint, counts, places, conditions)
+
+
+def described(
+    source: CountSource, places: Int64[np.ndarray, " genes"], vocabulary: GeneVocabulary, unknown_are: str
+) -> str:
+    """Cells and genes of a source in a line. unknown_are: what becomes of genes that the model does not know."""
+    text = f"{source.name}: {len(source.obs):,} cells x {len(places):,} genes"
+    if column := vocabulary.naming_column(source.var):
+        text += f", named by var[{column!r}]"
+    unknown = source.var.index[places < 0].astype(str)
+    if len(unknown) == 0:
+        return f"{text}, all of which the model knows"
+    some = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+    return f"{text}; {len(unknown):,} are unknown to the model, {unknown_are} ({some})"
 
 
 def listed_genes(entries: Sequence[str], flag: str) -> list[str]:
@@ -98,13 +112,7 @@ def listed_genes(entries: Sequence[str], flag: str) -> list[str]:
     for entry in entries:
         path = Path(entry)
         if path.is_file():
-            try:
-                lines = path.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"{flag}: cannot read {path} ({error}).") from error
-            if not any(map(str.strip, lines)):
-                raise UserError(f"{flag}: {path} lists no gene.")
-            names += [line.strip() for line in lines if line.strip()]
+            names += genes_in_file(path, flag)
         elif "/" in entry or path.suffix in (".txt", ".csv", ".tsv"):
             raise UserError(f"{flag}: there is no file {path}.")
         else:
@@ -112,12 +120,17 @@ def listed_genes(entries: Sequence[str], flag: str) -> list[str]:
     return names
 
 
+def genes_in_file(path: Path, flag: str) -> list[str]:
+    """The names in a text file with one a line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag}: cannot read {path} ({error}).") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"{flag}: {path} lists no gene.")
+    return names
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"; perhaps you meant {' or '.join(near)}" if near else ""

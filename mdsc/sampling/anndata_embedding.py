@@ -14,8 +14,9 @@ from jaxtyping import Float32, Int64
 from mdsc.checkpoint import Checkpoint
 from mdsc.data.anndata_counts import read_counts
 from mdsc.data.batch import batch_from_csr
+from mdsc.data.genes import known_columns
 from mdsc.errors import UserError
-from mdsc.progress import CellProgress
+from mdsc.progress import CellProgress, say_nothing
 from mdsc.sampling.anndata_cells import ModelCells, open_cells
 from mdsc.sampling.embedding import embed_cells, embed_genes, layer_of
 from mdsc.sampling.loaded_model import opened, provenance
@@ -55,7 +56,7 @@ def embed_anndata(
     """
     checkpoint = opened(checkpoint)
     layer = layer_of(checkpoint.model.config, layer)
-    with open_cells(checkpoint, adata, layer=counts_layer, condition=None, name=name, say=say or _say_nothing) as cells:
+    with open_cells(checkpoint, adata, layer=counts_layer, condition=None, name=name, say=say or say_nothing) as cells:
         blocks = [rows for _, rows in embedded(cells, layer, batch_size, show_progress=show_progress)]
         genes = embedding_of_genes(cells, layer)
     result = adata.to_memory() if adata.isbacked else adata.copy() if copy else adata
@@ -144,7 +145,7 @@ class MdscEmbedder:
             raise UserError(f"gene_names is {gene_names!r}, but adata.var has no such column.")
         names = cells.var.index if gene_names == "index" else cells.var[gene_names]
         places = self.checkpoint.vocabulary.match(names.astype(str).tolist(), "the AnnData")
-        columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
+        columns = known_columns(places)
         return CellDataset(cells.counts[:, columns], places[columns])
 
     def get_embeddings(self, dataset: CellDataset) -> Float32[np.ndarray, "cells width"]:
@@ -161,7 +162,3 @@ class MdscEmbedder:
 def _cells_at_once(checkpoint: Checkpoint, num_genes: int, batch_size: int | None) -> int:
     """A layer is of all genes at once."""
     return pass_size(checkpoint, num_genes, PassOptions(batch_size=batch_size, genes_per_pass=num_genes)).cells
-
-
-def _say_nothing(text: str) -> None:
-    pass

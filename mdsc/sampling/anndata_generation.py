@@ -16,6 +16,7 @@ from jaxtyping import Int64
 from mdsc.checkpoint import Checkpoint
 from mdsc.data.genes import GeneVocabulary
 from mdsc.errors import UserError
+from mdsc.progress import say_nothing
 from mdsc.sampling.conditions import CellConditions, ConditionRequest, Features, KnownConditions
 from mdsc.sampling.filled_layers import Portion, joined
 from mdsc.sampling.guidance import guided
@@ -179,7 +180,7 @@ def generate_anndata(
         seed=seed,
         sampling=sampling,
         passes=passes,
-        say=say or (lambda text: None),
+        say=say or say_nothing,
     )
     with generation.progress(show=show_progress) as progress:
         counts = joined([portion.layers["X"] for portion in generation.portions(progress)])

@@ -21,15 +21,18 @@ from jaxtyping import Bool, Float64, Int64
 
 from mdsc.checkpoint import Checkpoint
 from mdsc.data.anndata_counts import CountSource, open_counts
+from mdsc.data.genes import known_columns
 from mdsc.diffusion.evidence import Evidence, Predict
+from mdsc.progress import say_nothing
+from mdsc.sampling.anndata_cells import described
 from mdsc.sampling.conditions import CellConditions, ConditionRequest, Features, KnownConditions
-from mdsc.sampling.filled_layers import OURS, AnswerOptions, Portion, filled_portion, joined
+from mdsc.sampling.filled_layers import OURS, Portion, filled_portion, joined
 from mdsc.sampling.guidance import guided
 from mdsc.sampling.hiding import Hiding
 from mdsc.sampling.inpaint import fill
 from mdsc.sampling.keyword_options import taken_from
 from mdsc.sampling.loaded_model import opened, predictor, provenance
-from mdsc.sampling.options import SamplerOptions
+from mdsc.sampling.options import AnswerOptions, SamplerOptions
 from mdsc.sampling.pass_size import PassOptions, PassSize, pass_size
 from mdsc.sampling.progress import SamplingProgress
 
@@ -76,9 +79,9 @@ class Inpainting:
         known = KnownConditions(checkpoint.model, asked.features)
         conditions = known.of_cells(source.obs, asked.condition, say)
         asked.check_guidance(known, conditions)
-        columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
+        columns = known_columns(places)
         size = pass_size(checkpoint, len(columns), passes, all_genes=len(source.var))
-        say(_described(source, places, checkpoint))
+        say(described(source, places, checkpoint.vocabulary, "kept as they are and never hidden"))
         say(hiding.said(len(columns)))
         hiding.check(len(columns))
         return cls(checkpoint, source, places[columns], columns, asked, conditions, hiding, sampling, answer, size)
@@ -205,7 +208,7 @@ def inpaint_anndata(
     """
     hiding = Hiding.of(mask_ratio, impute_zeros, seed)
     sampling, answer, passes = taken_from(options, SamplerOptions, AnswerOptions, PassOptions)
-    say = say or _say_nothing
+    say = say or say_nothing
     with open_counts(adata, layer, name) as source:
         inpainting = Inpainting.of(
             opened(checkpoint),
@@ -257,18 +260,3 @@ def evidence_of(
         cell_index=cell_index,
         **conditions.block(slice(first_cell, first_cell + len(whole))),
     )
-
-
-def _described(source: CountSource, places: Int64[np.ndarray, " genes"], checkpoint: Checkpoint) -> str:
-    text = f"{source.name}: {len(source.obs):,} cells x {len(places):,} genes"
-    if column := checkpoint.vocabulary.naming_column(source.var):
-        text += f", named by var[{column!r}]"
-    unknown = source.var.index[places < 0].astype(str)
-    if len(unknown) == 0:
-        return f"{text}, all of which the model knows"
-    some = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-    return f"{text}; {len(unknown):,} are unknown to the model, kept as they are and never hidden ({some})"
-
-
-def _say_nothing(text: str) -> None:
-    pass

@@ -24,7 +24,7 @@ from mdsc.checkpoint import Checkpoint
 from mdsc.data.batch import CellBatch
 from mdsc.data.tokenizers import CountTokenizer, Tokenizer
 from mdsc.errors import UserError
-from mdsc.progress import CellProgress
+from mdsc.progress import CellProgress, say_nothing
 from mdsc.sampling.anndata_cells import ModelCells, open_cells
 from mdsc.sampling.chain_rule import chain_rule
 from mdsc.sampling.keyword_options import taken_from
@@ -64,6 +64,8 @@ class LikelihoodOptions:
 
 @dataclass(frozen=True, eq=False)
 class CellScores:
+    names: Sequence[str]
+    """Of the cells."""
     obs: dict[str, Float64[np.ndarray, " cells"]]
     settings: dict
     """For uns."""
@@ -137,7 +139,7 @@ def score_cells(
     show_progress: bool = False,
 ) -> CellScores:
     """The scores of the cells of an AnnData or of an h5ad file, which is read a chunk at a time."""
-    checkpoint, say, condition = opened(checkpoint), say or _say_nothing, dict(condition or {})
+    checkpoint, say, condition = opened(checkpoint), say or say_nothing, dict(condition or {})
     tokenizer = checkpoint.tokenizer
     is_of_counts = isinstance(tokenizer, CountTokenizer)
     if options.information and not is_of_counts:
@@ -147,6 +149,7 @@ def score_cells(
         )
     obs: dict[str, list[np.ndarray]] = {}
     with open_cells(checkpoint, source, layer=layer, condition=condition, name=name, say=say) as cells:
+        names = cells.source.obs.index.astype(str).tolist()
         target, given = _target_and_given(cells, options)
         columns = np.concatenate([target, given])
         columns = columns[np.argsort(cells.places[columns])]
@@ -178,7 +181,7 @@ def score_cells(
         "conditions_from_obs": [one for one in cells.conditions.labels if one not in condition],
         **provenance(checkpoint),
     }
-    return CellScores({column: np.concatenate(values) for column, values in obs.items()}, settings)
+    return CellScores(names, {column: np.concatenate(values) for column, values in obs.items()}, settings)
 
 
 def _target_and_given(
@@ -237,7 +240,3 @@ def _of_columns(cells: CellBatch, columns: Bool[Tensor, " genes"]) -> CellBatch:
     """These genes alone. Tokens stay as they are: for a tokenizer whose tokens depend on no other gene."""
     of_genes = {name: getattr(cells, name)[:, columns] for name in ("gene_ids", "counts", "tokens", "is_pad")}
     return replace(cells, **of_genes)
-
-
-def _say_nothing(text: str) -> None:
-    pass

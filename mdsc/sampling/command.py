@@ -8,39 +8,16 @@ python sample.py --checkpoint runs/a --num-cells 500 --condition drug=DMSO_TF --
 Any number of cells in the same memory; a command that was interrupted goes on when it is given again.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-import torch
 import tyro
 
-from mdsc.atomic import alone
-from mdsc.checkpoint import Checkpoint, checkpoint_folder, newest_run, weights_digest
 from mdsc.config.flags import parse_flags
-from mdsc.data.anndata_counts import open_counts
-from mdsc.data.h5ad_writer import H5adWriter
-from mdsc.data.level_features import feature_files
-from mdsc.data.row_group_checks import first_line
-from mdsc.errors import UserError
-from mdsc.sampling.anndata_files import check_output, read_obs, write_filled
-from mdsc.sampling.anndata_generation import Generation
-from mdsc.sampling.anndata_inpainting import Inpainting
-from mdsc.sampling.conditions import ConditionRequest, condition_pairs
-from mdsc.sampling.filled_layers import AnswerOptions
-from mdsc.sampling.finished_cells import FinishedCells, task_digest
-from mdsc.sampling.held_out_cells import held_out_cells
-from mdsc.sampling.hiding import Hiding
-from mdsc.sampling.loaded_model import opened
-from mdsc.sampling.options import SamplerOptions
+from mdsc.sampling.options import AnswerOptions, SamplerOptions
 from mdsc.sampling.pass_size import PassOptions
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,192 +57,7 @@ class SampleConfig:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; UserError for a user's mistake, before anything is written."""
-    sample(parse_flags(SampleConfig, argv, __doc__))
+    config = parse_flags(SampleConfig, argv, __doc__)
+    from mdsc.sampling.sampled_files import sample  # torch: seconds that --help and a wrong flag need not take
 
-
-def sample(config: SampleConfig) -> Path:
-    """Do it, and give the path of the file that was written."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False)
-
-    _check(config)
-    is_filling = config.num_cells is None and config.conditions_from is None
-    asked = _asked(config)
-    folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
-    if config.checkpoint is None:
-        say(f"--checkpoint is not given: taking {folder}, the newest run")
-    is_local = config.checkpoint is None or Path(config.checkpoint).is_dir()
-    file_name = "filled.h5ad" if is_filling else "generated.h5ad"
-    output = config.output or (folder / file_name if is_local else Path(file_name))
-    checkpoint = opened(folder)
-    if config.output is None:
-        say(f"--output is not given: writing {output}")
-    if output.exists():
-        say(f"{output} is there already: it will be replaced when all cells are done")
-
-    started = time.monotonic()
-    what = (_fill_in if is_filling else _generate)(config, checkpoint, asked, folder, output, say)
-    say(f"wrote {output}: {what} ({time.monotonic() - started:.0f} s)")
-    return output
-
-
-def _fill_in(
-    config: SampleConfig,
-    checkpoint: Checkpoint,
-    asked: ConditionRequest,
-    folder: Path,
-    output: Path,
-    say: Callable[[str], None],
-) -> str:
-    cells, name = _cells(config, checkpoint, say)
-    names = tuple(checkpoint.model.config.condition_levels or {})
-    with open_counts(cells, config.layer, name, obs_columns=names) as source:
-        inpainting = Inpainting.of(
-            checkpoint,
-            source,
-            Hiding.of(config.mask_ratio, config.impute_zeros, config.seed),
-            asked=asked,
-            sampling=config.sampling,
-            answer=config.answer,
-            passes=config.passes,
-            say=say,
-        )
-        about = inpainting.about()
-        told = about | {"told": inpainting.conditions.digest()}
-        digest = _digest(checkpoint, folder, told, inpainting.size.cells, cells)
-        with _kept(output, digest, len(source.var), say) as finished:
-            with inpainting.progress(show=True) as progress:
-                for portion in inpainting.portions(progress, finished.num_cells):
-                    finished.add(portion)
-            found = inpainting.found(finished.totals, say)
-            write_filled(
-                cells, output, finished, config.answer, layer=config.layer, is_modelled=inpainting.is_modelled,
-                uns=about | found,
-            )  # fmt: skip
-    *first, last = config.answer.layers
-    return f"layers {', '.join(first)} and {last} of {inpainting.num_cells:,} cells"
-
-
-def _generate(
-    config: SampleConfig,
-    checkpoint: Checkpoint,
-    asked: ConditionRequest,
-    folder: Path,
-    output: Path,
-    say: Callable[[str], None],
-) -> str:
-    taken = None if config.conditions_from is None else read_obs(config.conditions_from)
-    num_cells = len(taken) if config.num_cells is None else config.num_cells
-    generation = Generation.of(
-        checkpoint,
-        num_cells,
-        asked=asked,
-        conditions_from=taken,
-        genes=None if config.genes is None else _listed(config.genes),
-        seed=config.seed,
-        sampling=config.sampling,
-        passes=config.passes,
-        say=say,
-    )
-    about, symbols = generation.about(), generation.symbols
-    told = about | {"told": generation.conditions.digest()}
-    digest = _digest(checkpoint, folder, told, generation.size.cells, (num_cells, symbols))
-    with _kept(output, digest, len(symbols), say) as finished:
-        with generation.progress(show=True) as progress:
-            for portion in generation.portions(progress, finished.num_cells):
-                finished.add(portion)
-        columns = tuple(generation.conditions.labels)
-        with H5adWriter(output, columns, generation.var, symbols, {"mdsc": about}) as writer:
-            first = 0
-            for portion in finished:
-                counts = portion.layers["X"]
-                names = generation.names(first, counts.shape[0])
-                writer.write(counts, generation.labels(slice(first, first + len(names))), names)
-                first += len(names)
-    return f"{num_cells:,} new cells x {len(symbols):,} genes"
-
-
-@contextmanager
-def _kept(output: Path, digest: str, num_columns: int, say: Callable[[str], None]) -> Iterator[FinishedCells]:
-    """Alone with the output; what fails to be written is told, and what is done is kept."""
-    try:
-        with alone(output), FinishedCells(output, digest, num_columns, say) as finished:
-            yield finished
-    except OSError as error:
-        raise UserError(
-            f"--output: {output} cannot be written: {error.strerror or first_line(error)}.\n"
-            "Mend that and give the same command again: it goes on after the cells that are done."
-        ) from error
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise UserError(
-            f"out of memory: {first_line(error)}.\nGive a smaller --max-memory, --genes-per-pass or --batch-size."
-        ) from error
-
-
-def _digest(checkpoint: Checkpoint, folder: Path, about: Mapping[str, Any], size: int, cells: Any) -> str:
-    """Of all that the numbers depend on. A file of cells is known by its size and its times."""
-    if isinstance(cells, Path):
-        found = cells.stat()
-        cells = (str(cells.absolute()), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    elif not isinstance(cells, tuple):
-        cells = (cells.obs_names.tolist(), int(cells.X.sum()))
-    device = checkpoint.model.device.type
-    task = {"about": about, "cells": cells, "size": size, "device": device, "torch": torch.__version__}
-    return task_digest(task | {"weights": weights_digest(folder), "tokenizer": str(checkpoint.tokenizer)})
-
-
-def _check(config: SampleConfig) -> None:
-    """What can be told before anything is read."""
-    if config.output is not None:
-        check_output(config.output, config.input)
-    _asked(config)
-    if config.num_cells is None and config.conditions_from is None:
-        if config.mask_ratio is None and config.input is None and not config.impute_zeros:
-            raise UserError(
-                "nothing to do: --mask-ratio 0.8 hides and fills in counts of cells (--input cells.h5ad),\n"
-                "--num-cells 500 generates cells; --help lists all options."
-            )
-        Hiding.of(config.mask_ratio, config.impute_zeros, config.seed)
-        if config.genes is not None:
-            raise UserError("--genes chooses the genes of generated cells; give --num-cells, or leave it out.")
-        return
-    for flag, value in (
-        ("--input", config.input),
-        ("--mask-ratio", config.mask_ratio),
-        ("--impute-zeros", config.impute_zeros or None),
-        ("--layer", config.layer),
-        ("--quantiles", config.answer.quantiles),
-        ("--num-draws", None if config.answer.num_draws == 1 else config.answer.num_draws),
-    ):
-        if value is not None:
-            raise UserError(f"{flag} is for filling in cells, and --num-cells generates new ones: give one of the two.")
-    if config.conditions_from is not None and not config.conditions_from.is_file():
-        raise UserError(f"--conditions-from: there is no file {config.conditions_from}.")
-
-
-def _asked(config: SampleConfig) -> ConditionRequest:
-    files = feature_files(config.condition_features, "--condition-features")
-    return ConditionRequest(condition_pairs(chain(*config.condition)), files, config.guidance)
-
-
-def _cells(config: SampleConfig, checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple["Path | AnnData", str]:
-    """What to fill in, and what messages call it."""
-    if config.input is not None:
-        return config.input, str(config.input)
-    if config.layer is not None:
-        raise UserError("--layer is a place in the --input; the held-out cells of a run have none.")
-    return held_out_cells(checkpoint, say)
-
-
-def _listed(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--genes: cannot read {path} ({error}).") from error
-    return [line.strip() for line in lines if line.strip()]
+    sample(config)

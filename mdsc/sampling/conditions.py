@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from mdsc.config.flags import named_values
 from mdsc.data.condition_levels import level_ids, near_names
 from mdsc.data.level_features import LevelFeatures, read_features
 from mdsc.errors import UserError
@@ -26,15 +27,7 @@ Features = Mapping[str, str | Path | LevelFeatures]
 
 def condition_pairs(texts: Iterable[str]) -> dict[str, str]:
     """["drug=DMSO_TF"] -> {"drug": "DMSO_TF"}."""
-    pairs: dict[str, str] = {}
-    for text in texts:
-        name, equals, level = text.partition("=")
-        if not (name and equals and level):
-            raise UserError(f"--condition {text}: write it as NAME=LEVEL, e.g. drug=DMSO_TF.")
-        if name in pairs:
-            raise UserError(f"--condition gives {name} twice ({pairs[name]} and {level}); keep one.")
-        pairs[name] = level
-    return pairs
+    return named_values(texts, "--condition", "NAME=LEVEL, e.g. drug=DMSO_TF")
 
 
 @dataclass(frozen=True, eq=False)

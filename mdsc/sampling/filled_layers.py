@@ -17,57 +17,14 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from mdsc.errors import UserError
 from mdsc.sampling.inpaint import Filled
+from mdsc.sampling.options import AnswerOptions, draw_name, quantile_name
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
 OURS = re.compile(r"mdsc_(sampled(_\d+)?|mean|sd|q[\d.e+-]+|hidden)")
 """Layers that are ours, and go where cells are filled in anew."""
-INTERVAL = (0.05, 0.5, 0.95)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerOptions:
-    num_draws: int = 1
-    """Times that each cell is drawn: layers mdsc_sampled, mdsc_sampled_1, ... With 2 or more the standard deviation
-    and quantiles of each hidden count are written too. 0 draws nothing: expected counts alone, in one pass."""
-    quantiles: tuple[float, ...] | None = None
-    """Write mdsc_sd and these quantiles of each hidden count, e.g. 0.05 0.5 0.95; exact, whatever --num-draws is."""
-    mean_floor: float = 0.01
-    """Hidden genes of a lower expected count are left out of mdsc_mean and mdsc_sd, as if it were 0; with 0 none are,
-    and both are dense."""
-
-    def __post_init__(self) -> None:
-        if self.num_draws < 0:
-            raise UserError(f"--num-draws is {self.num_draws}; it takes 0 or more.")
-        for level in self.quantiles or ():
-            if not 0 < level < 1:
-                raise UserError(f"--quantiles: {level:g} is not between 0 and 1; give e.g. 0.05 0.5 0.95.")
-        if not 0 <= self.mean_floor < float("inf"):
-            raise UserError(f"--mean-floor is {self.mean_floor:g}; it takes an expected count, e.g. 0.01, or 0.")
-
-    @property
-    def levels(self) -> tuple[float, ...]:
-        return tuple(sorted(set(self.quantiles or (INTERVAL if self.num_draws > 1 else ()))))
-
-    @property
-    def with_sd(self) -> bool:
-        return bool(self.levels)
-
-    @property
-    def layers(self) -> dict[str, type]:
-        """Names and types of the layers."""
-        draws = {draw_name(draw): np.int32 for draw in range(self.num_draws)}
-        spread = {"mdsc_sd": np.float32} if self.with_sd else {}
-        quantiles = {quantile_name(level): np.int32 for level in self.levels}
-        return draws | {"mdsc_mean": np.float32} | spread | quantiles | {"mdsc_hidden": np.bool_}
-
-    @property
-    def dense(self) -> tuple[str, ...]:
-        """Those that are arrays, and not CSR."""
-        return () if self.mean_floor else tuple(name for name in ("mdsc_mean", "mdsc_sd") if name in self.layers)
 
 
 @dataclass(frozen=True)
@@ -78,14 +35,6 @@ class Portion:
     """(cells, genes) each."""
     totals: Float64[np.ndarray, " 4"]
     """Cells, those of them without any count, expected hidden counts, and what of these is left out of mdsc_mean."""
-
-
-def draw_name(draw: int) -> str:
-    return f"mdsc_sampled_{draw}" if draw else "mdsc_sampled"
-
-
-def quantile_name(level: float) -> str:
-    return f"mdsc_q{100 * level:g}"
 
 
 def filled_portion(

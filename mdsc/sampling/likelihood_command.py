@@ -4,27 +4,15 @@ mdsc likelihood --checkpoint runs/a --input cells.h5ad --output scored.h5ad
 mdsc likelihood --checkpoint runs/a --input cells.h5ad --output scored.csv --target-genes CD3D CD3E --given-genes g.txt
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from mdsc.atomic import replacing
-from mdsc.checkpoint import checkpoint_folder, newest_run
 from mdsc.config.flags import parse_flags
-from mdsc.errors import UserError
-from mdsc.sampling.anndata_cells import listed_genes
-from mdsc.sampling.anndata_files import check_output
-from mdsc.sampling.anndata_likelihood import CellScores, LikelihoodOptions, score_cells
-from mdsc.sampling.annotated_copy import annotated_copy
-from mdsc.sampling.conditions import condition_pairs
 from mdsc.sampling.pass_size import PassOptions
-
-TABLES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,62 +44,7 @@ class LikelihoodConfig:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; UserError for a user's mistake, before anything is written."""
-    score(parse_flags(LikelihoodConfig, argv, __doc__))
+    config = parse_flags(LikelihoodConfig, argv, __doc__)
+    from mdsc.sampling.scored_files import score  # torch: seconds that --help and a wrong flag need not take
 
-
-def score(config: LikelihoodConfig) -> CellScores:
-    """Do it, write it, and say what came out."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False)
-
-    is_table = config.output.suffix in TABLES
-    if not is_table and config.output.suffix != ".h5ad":
-        raise UserError(f"--output: {config.output} ends in none of .h5ad, {', '.join(TABLES)}.")
-    check_output(config.output.with_suffix(".h5ad"), config.input)
-    options = LikelihoodOptions(
-        target_genes=listed_genes(config.target_genes, "--target-genes"),
-        given_genes=listed_genes(config.given_genes, "--given-genes"),
-        information=config.information,
-        estimator=config.estimator,
-        num_samples=config.num_samples,
-        seed=config.seed,
-    )
-    folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
-    if config.checkpoint is None:
-        say(f"--checkpoint is not given: taking {folder}, the newest run")
-    started = time.monotonic()
-    scores = score_cells(
-        folder,
-        config.input,
-        options,
-        config.passes,
-        layer=config.layer,
-        condition=condition_pairs(chain(*config.condition)),
-        say=say,
-        show_progress=True,
-    )
-    if is_table:
-        _write_table(scores, config)
-    else:
-        with annotated_copy(config.input, config.output) as copy:
-            for name, values in scores.obs.items():
-                copy.add_obs(name, values)
-            copy.add_uns("mdsc_likelihood", scores.settings)
-    say(scores.said)
-    say(f"wrote {config.output}: {', '.join(scores.obs)} ({time.monotonic() - started:.0f} s)")
-    return scores
-
-
-def _write_table(scores: CellScores, config: LikelihoodConfig) -> None:
-    import pandas as pd
-
-    from mdsc.data.anndata_counts import open_counts
-
-    with open_counts(config.input, config.layer, obs_columns=()) as source:
-        table = pd.DataFrame(scores.obs, index=source.obs.index.astype(str).rename("cell"))
-    with replacing(config.output) as beside:
-        table.to_csv(beside) if config.output.suffix == ".csv" else table.to_parquet(beside)
+    score(config)

@@ -6,11 +6,14 @@ A gene needs the same memory whatever the others are, but for attention between 
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mdsc.checkpoint import Checkpoint
 from mdsc.config.schema import DataConfig
 from mdsc.errors import UserError
-from mdsc.model.configuration import MdscConfig
+
+if TYPE_CHECKING:  # flags are read before torch is imported
+    from mdsc.checkpoint import Checkpoint
+    from mdsc.model.configuration import MdscConfig
 
 MAX_POSITIONS = {"cpu": 2**15, "cuda": 2**17}
 """Cells times genes of a pass: more are no faster. A CPU is 20% faster with fewer, which stay in its caches."""
@@ -51,7 +54,7 @@ class PassSize:
     """Of which the transformer sees all at once; None: of all."""
 
 
-def pass_size(checkpoint: Checkpoint, num_genes: int, options: PassOptions, *, all_genes: int = 0) -> PassSize:
+def pass_size(checkpoint: "Checkpoint", num_genes: int, options: PassOptions, *, all_genes: int = 0) -> PassSize:
     """For cells of `num_genes` genes; UserError where not even one cell keeps to the bound.
 
     all_genes: those of the file, with the ones that the model does not know: layers have them too.
@@ -76,7 +79,7 @@ def pass_size(checkpoint: Checkpoint, num_genes: int, options: PassOptions, *, a
     return PassSize(options.batch_size or min(fast, bound, written), genes)
 
 
-def bytes_per_cell(config: MdscConfig, num_genes: int, genes_per_pass: int | None) -> int:
+def bytes_per_cell(config: "MdscConfig", num_genes: int, genes_per_pass: int | None) -> int:
     """What a pass without gradients takes for a cell at most, drawing its counts included; somewhat too much."""
     # Logits in float32, and of the positions that are drawn now in float64 with their sums.
     of_gene = 4 * 3 * config.num_tokens + 8 * 3 * config.num_tokens
