@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from mdsc.errors import UserError
 from mdsc.evaluation import generation_scores
+from mdsc.evaluation.command_output import plain_console
 from mdsc.evaluation.generation_baselines import BASELINES, independent_genes, negative_binomial, training_cells
 from mdsc.evaluation.generation_distances import (
     WIDTH_FACTORS,
@@ -26,7 +27,7 @@ from mdsc.evaluation.generation_distances import (
 from mdsc.evaluation.generation_gene_fits import correlation_fits, depth_fits, gene_fits, gene_moments, pearson, slope
 from mdsc.evaluation.generation_scores import FLOOR, GENERATED, IDEAL, score_generation
 from mdsc.evaluation.generation_space import ExpressionSpace, log_normalised
-from mdsc.evaluation.generation_table import table_rows, verdicts
+from mdsc.evaluation.generation_table import generation_table, table_rows, verdicts
 
 GENES = 40
 CHEAP = tuple(metric for metric in IDEAL if metric not in ("w2", "auc_logistic", "auc_boosting"))
@@ -256,6 +257,12 @@ def test_constants_are_null_in_the_json_and_na_in_the_table():
     assert found["model"]["standard_deviation"]["mmd2"] is None  # of one cut
     assert found.keys() == {"model", "floor", "baselines", "cells_compared"}
     assert next(row for row in table_rows(result) if row[0] == "variance_pearson")[2] == "n/a"
+
+
+def test_the_table_is_whole_in_a_pipe(same_law, capsys):
+    plain_console().print(generation_table(same_law), soft_wrap=False)
+    lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert {" ".join(row) for row in table_rows(same_law)} <= lines
 
 
 def test_cells_without_counts_are_scored_and_are_no_copies():

@@ -1,17 +1,12 @@
 """`mdsc evaluate inpaint`, `python evaluate.py inpaint`: a checkpoint scored beside the plain baselines."""
 
-import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mdsc import __version__
-from mdsc.atomic import replacing
 from mdsc.checkpoint import (
     Checkpoint,
     checkpoint_folder,
@@ -25,6 +20,7 @@ from mdsc.config.schema import TrainConfig
 from mdsc.data.shard_mixture import open_shards
 from mdsc.errors import UserError
 from mdsc.evaluation.cell_sources import SourceCells, read_h5ad, read_shards
+from mdsc.evaluation.command_output import plain_console, versions, write_scores
 from mdsc.evaluation.inpaint import HeldOutCells, ModelPredictor, check_mask_ratio, score_inpainting
 from mdsc.evaluation.optional_baselines import check_optional, fit_optional, optional_fits, packages_of
 from mdsc.evaluation.plots import save_report
@@ -72,11 +68,7 @@ def main(argv: Sequence[str]) -> None:
 
 def inpaint(config: InpaintConfig) -> dict:
     """Score, print the table, write what was asked for; gives what the JSON holds."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 120  # a file has no width, and rich would fold the table to 80 columns
+    console = plain_console()
     _check(config)
     folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
     if config.checkpoint is None:
@@ -132,10 +124,7 @@ def inpaint(config: InpaintConfig) -> dict:
         console.print(sentence)
 
     scores = {**result.to_json(), "settings": _settings(config, folder, checkpoint, test, train, places)}
-    if config.json is not None:
-        with replacing(config.json) as beside:
-            beside.write_text(json.dumps(scores, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        console.print(f"wrote {config.json}")
+    write_scores(scores, config.json, console.print)
     if config.report is not None:
         unmasking = unmask_one_cell(
             predict, checkpoint.tokenizer, cells, max(config.mask_ratios), seed=config.seed, device=device
@@ -229,7 +218,5 @@ def _settings(
         "genes": len(places),
         "genes_not_in_vocabulary": len(test.unknown_genes),
         "tokenizer": {"name": checkpoint.tokenizer.name, "num_tokens": checkpoint.tokenizer.num_tokens},
-        "versions": {"python": platform.python_version()}
-        | {"mdsc": __version__}
-        | {name: version(name) for name in ("torch", "numpy", "scikit-learn", *packages_of(config.baselines))},
+        "versions": versions("torch", "numpy", "scikit-learn", *packages_of(config.baselines)),
     }
