@@ -285,11 +285,21 @@ def test_few_cells_are_told(sizes, words):
         score_generation(*(cells(number, seed) for seed, number in enumerate(sizes)), repeats=1)
 
 
+def test_the_target_of_a_cut_is_projected_once(monkeypatch):
+    projected, project = [], ExpressionSpace.project
+    monkeypatch.setattr(
+        ExpressionSpace, "project", lambda space, counts: projected.append(counts.shape[0]) or project(space, counts)
+    )
+    score_generation(cells(60, 1), cells(40, 2), cells(80, 3), repeats=2, metrics=CHEAP)
+    candidates = 2 + len(BASELINES)
+    assert projected == [80] + 2 * (candidates + 1) * [30]
+
+
 def test_half_b_is_the_same_for_all_rows_and_no_part_of_a(monkeypatch):
     seen = []
 
-    def spy(candidate, target, reference, metrics, seed):
-        seen.append((candidate, target))
+    def spy(candidate, target, metrics, seed):
+        seen.append((candidate.counts, target.counts))
         return dict.fromkeys(metrics, 0.0)
 
     monkeypatch.setattr(generation_scores, "_compare", spy)
