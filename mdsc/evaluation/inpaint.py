@@ -6,6 +6,7 @@ which hidden counts are zeros, and are scored on the same hidden positions.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
@@ -87,7 +88,7 @@ class InpaintResult:
                 predicted, observed = scores.zero_rates()
                 place[f"{ratio:g}"] = {
                     **_finite(scores.metrics()),
-                    "standard_error": _finite(scores.standard_errors()),
+                    "standard_error": _finite(scores.standard_errors),
                     "zero_rate": {"predicted": _finite(predicted), "observed": _finite(observed)},
                     "calibration": _calibration(scores),
                 }
@@ -103,13 +104,11 @@ class InpaintResult:
 
     def comparison(self, ratio: float) -> tuple[str, float, float] | None:
         """(best baseline, the model's nll less that baseline's, its standard error, paired over cells)."""
-        by_name = self.scores[ratio]
-        nll = {name: scores.metrics()["nll"] for name, scores in by_name.items()}
-        nll = {name: value for name, value in nll.items() if np.isfinite(value)}
-        if nll.pop(MODEL, None) is None or not nll:
-            return None
-        best = min(nll, key=nll.get)
-        return best, *nll_difference(by_name[MODEL], by_name[best])
+        return self._comparisons[ratio]
+
+    @cached_property
+    def _comparisons(self) -> dict[float, tuple[str, float, float] | None]:
+        return {ratio: _comparison(by_name) for ratio, by_name in self.scores.items()}
 
 
 def score_inpainting(
@@ -222,8 +221,17 @@ def _hidden_in_training(train: TrainingCells, ratio: float, seed: int) -> np.nda
     return torch.cat(parts).numpy()
 
 
+def _comparison(by_name: Mapping[str, CellScores]) -> tuple[str, float, float] | None:
+    nll = {name: scores.metrics()["nll"] for name, scores in by_name.items()}
+    nll = {name: value for name, value in nll.items() if np.isfinite(value)}
+    if nll.pop(MODEL, None) is None or not nll:
+        return None
+    best = min(nll, key=nll.get)
+    return best, *nll_difference(by_name[MODEL], by_name[best])
+
+
 def _calibration(scores: CellScores) -> dict:
-    values, errors = scores.calibration_metrics()
+    values, errors = scores.calibration_metrics
     return {group: {**_finite(values[group]), "standard_error": _finite(errors[group])} for group in values}
 
 
