@@ -17,7 +17,10 @@ from mdsc.data.genes import GeneVocabulary
 from mdsc.data.shard_writer import ShardWriter
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
+from mdsc.evaluation import inpaint_command
 from mdsc.evaluation.cell_sources import read_h5ad, read_shards
+from mdsc.model.modeling import MdscModel
+from mdsc.sampling.pass_size import PassSize
 
 GENES = [f"G{number}" for number in range(NUM_GENES)]
 COUNTS = simulated_counts(260, NUM_GENES, mean=2.0)
@@ -116,6 +119,20 @@ def test_genes_that_the_training_cells_lack_are_not_scored(folder, capsys):
     assert not re.search(r"<script|https?://|<link|>nan\b", html)
     for words in ("50% hidden: the", "E&gt;=1 90%", "gene_marginal_depth", "Settings and versions", "weights sha256"):
         assert words in html
+
+
+def test_passes_are_those_of_sampling(folder, monkeypatch):
+    passes, forward = [], MdscModel.forward
+
+    def spy(self, gene_ids, *others, **options):
+        passes.append((len(gene_ids), options["genes_per_pass"]))
+        return forward(self, gene_ids, *others, **options)
+
+    monkeypatch.setattr(MdscModel, "forward", spy)
+    monkeypatch.setattr(inpaint_command, "pass_size", lambda *arguments: PassSize(cells=5, genes=16))
+    arguments = ("--mask-ratios", "0.5", "--pooled-steps", "0", "--max-cells", "12")
+    evaluate(folder, "--checkpoint", str(folder / "runs" / "a"), *arguments)
+    assert passes == [(5, 16), (5, 16), (2, 16)]
 
 
 def test_without_training_cells_there_are_no_baselines_and_that_is_said(folder, tmp_path, capsys):

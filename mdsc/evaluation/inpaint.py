@@ -62,10 +62,16 @@ class ModelPredictor:
     predict: Predict
     tokenizer: Tokenizer
     device: torch.device | str = "cpu"
+    cells_at_once: int | None = None
+    """Of a pass of the model; by default all that it is asked about."""
 
     @torch.inference_mode()
     def log_probs(self, cells: Evidence) -> LogProbs:
-        return log_probs(cells.to(self.device).predict(self.predict, self.tokenizer)).float().cpu().numpy()
+        logits = (
+            part.to(self.device).predict(self.predict, self.tokenizer)
+            for part in cells.split(self.cells_at_once or len(cells))
+        )
+        return np.concatenate([log_probs(some).float().cpu().numpy() for some in logits])
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mdsc.checkpoint import (
     Checkpoint,
     checkpoint_folder,
     checkpoint_name,
-    load_checkpoint,
     newest_run,
     weights_digest,
 )
@@ -28,6 +26,8 @@ from mdsc.evaluation.predictor import TrainingCells
 from mdsc.evaluation.report import check_report_path
 from mdsc.evaluation.table import calibration_table, scores_table, verdicts
 from mdsc.evaluation.unmasking import unmask_one_cell
+from mdsc.sampling.loaded_model import opened, predictor
+from mdsc.sampling.pass_size import PassOptions, pass_size
 
 MOST_TRAINING_COUNTS = 40_000_000
 """Training cells times genes that the baselines are fitted on at most: about 2 GiB of memory."""
@@ -73,7 +73,7 @@ def inpaint(config: InpaintConfig) -> dict:
     folder = newest_run() if config.checkpoint is None else checkpoint_folder(config.checkpoint)
     if config.checkpoint is None:
         console.print(f"--checkpoint is not given: taking {folder}")
-    checkpoint = load_checkpoint(folder)
+    checkpoint = opened(folder)
     test, train = _read_cells(config, checkpoint, console.print)
 
     places = np.sort(test.places) if train is None else np.intersect1d(test.places, train.places)
@@ -100,17 +100,13 @@ def inpaint(config: InpaintConfig) -> dict:
         console.print(f"fitting {', '.join(config.baselines)} beside the plain baselines")
         fitted |= fit_optional(config.baselines, train_cells, seed=config.seed)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = checkpoint.model.to(device)
-
-    def predict(*arguments) -> torch.Tensor:
-        return model(*arguments).logits
-
+    size = pass_size(checkpoint, len(places), PassOptions())
+    predict, device = predictor(checkpoint, size.genes), checkpoint.model.device
     result = score_inpainting(
         cells,
         checkpoint.tokenizer,
         config.mask_ratios,
-        model=ModelPredictor(predict, checkpoint.tokenizer, device),
+        model=ModelPredictor(predict, checkpoint.tokenizer, device, size.cells),
         train=train_cells,
         fitted=fitted,
         fit_to_asked=optional_fits(config.baselines, seed=config.seed),
