@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from simulated_shards import simulated_counts
+from tiny_model import tiny_model
 from tiny_run import NUM_GENES, flags, tiny_config
 
 from mdsc.cli import main
@@ -20,6 +21,7 @@ from mdsc.errors import UserError
 from mdsc.evaluation import inpaint_command
 from mdsc.evaluation.cell_sources import read_h5ad, read_shards
 from mdsc.model.modeling import MdscModel
+from mdsc.sampling.conditions import KnownConditions
 from mdsc.sampling.pass_size import PassSize
 
 GENES = [f"G{number}" for number in range(NUM_GENES)]
@@ -205,7 +207,8 @@ def test_levels_are_the_models(folder):
     vocabulary = GeneVocabulary.of(GENES)
     cells = read_h5ad(folder / "test.h5ad", vocabulary, conditions=["drug"], most=3)
     cells.conditions["drug"][:] = ["b", "?", "a"]
-    ids = cells.categories({"drug": ["a", "b"], "dose": ["1"]})
+    known = KnownConditions(tiny_model(condition_levels={"drug": ["a", "b"], "dose": ["1"]}))
+    ids = known.of_labels(cells.conditions).level_ids
     assert ids.keys() == {"drug"}
     assert ids["drug"].tolist() == [2, 0, 1]
 

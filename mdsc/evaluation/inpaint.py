@@ -5,7 +5,7 @@ which hidden counts are zeros, and are scored on the same hidden positions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,6 +30,7 @@ from mdsc.evaluation.predictor import (
     Predictor,
     TrainingCells,
 )
+from mdsc.sampling.conditions import CellConditions
 
 MODEL = "model"
 MAX_LOGITS = 2**22
@@ -44,15 +45,17 @@ class HeldOutCells:
     """(cells, genes) raw counts."""
     gene_index: Int[np.ndarray, " genes"]
     """Place of each column in the vocabulary."""
-    categories: Mapping[str, Int[np.ndarray, " cells"]] = field(default_factory=dict)
-    """Categorical conditions: 0 = unknown."""
+    conditions: CellConditions | None = None
+    """None leaves them unknown to the model."""
+
+    def batch(self, rows: slice, tokenizer: Tokenizer) -> CellBatch:
+        batch = batch_from_csr(self.counts[rows], self.gene_index, tokenizer, first_cell=rows.start)
+        return batch if self.conditions is None else replace(batch, **self.conditions.block(rows))
 
     def batches(self, tokenizer: Tokenizer) -> Iterator[CellBatch]:
         size = max(1, MAX_LOGITS // (len(self.gene_index) * tokenizer.num_tokens))
         for first in range(0, self.counts.shape[0], size):
-            rows = slice(first, first + size)
-            categories = {name: level[rows] for name, level in self.categories.items()}
-            yield batch_from_csr(self.counts[rows], self.gene_index, tokenizer, categories=categories, first_cell=first)
+            yield self.batch(slice(first, first + size), tokenizer)
 
 
 @dataclass(frozen=True)

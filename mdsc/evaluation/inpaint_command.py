@@ -26,6 +26,7 @@ from mdsc.evaluation.predictor import TrainingCells
 from mdsc.evaluation.report import check_report_path
 from mdsc.evaluation.table import calibration_table, scores_table, verdicts
 from mdsc.evaluation.unmasking import unmask_one_cell
+from mdsc.sampling.conditions import KnownConditions
 from mdsc.sampling.loaded_model import opened, predictor
 from mdsc.sampling.pass_size import PassOptions, pass_size
 
@@ -79,9 +80,8 @@ def inpaint(config: InpaintConfig) -> dict:
     places = np.sort(test.places) if train is None else np.intersect1d(test.places, train.places)
     if len(places) == 0:
         raise UserError(f"--train: {train.name} has no gene in common with {test.name}; name the genes alike.")
-    cells = HeldOutCells(
-        test.restricted(places), places, test.categories(checkpoint.model.config.condition_levels or {})
-    )
+    known = KnownConditions(checkpoint.model)
+    cells = HeldOutCells(test.restricted(places), places, known.of_labels(test.conditions))
     train_cells = None if train is None else TrainingCells.of(train.restricted(places), checkpoint.tokenizer)
     console.print(_summary(test, train, places))
     fitted = {}
