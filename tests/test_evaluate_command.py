@@ -49,21 +49,22 @@ def folder(tmp_path_factory) -> Path:
 
 
 def evaluate(folder: Path, *arguments: str) -> dict:
-    """The scores, by --json; the pooled baseline is trained for two steps only."""
+    """The scores, by --json; without the pooled baseline, for which all of a training is set up."""
     output = folder / "scores.json"
     output.unlink(missing_ok=True)
     if "--pooled-steps" not in arguments:
-        arguments += ("--pooled-steps", "2")
+        arguments += ("--pooled-steps", "0")
     assert main(["evaluate", "inpaint", *arguments, "--json", str(output)]) == 0
     return json.loads(output.read_text())
 
 
 def test_without_arguments_the_newest_run_and_its_shards_are_taken(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    scores = evaluate(folder, "--report", "report.png")
+    scores = evaluate(folder, "--report", "report.png", "--pooled-steps", "2")
     assert scores["settings"]["checkpoint"] == "runs/a"
     assert (scores["settings"]["cells"], scores["settings"]["training_cells"]) == (40, 220)
     assert scores["model"].keys() == scores["baselines"]["svd"].keys() == {"0.2", "0.5", "0.8"}
+    assert "pooled" in scores["baselines"]
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
     assert "--checkpoint is not given: taking runs/a" in said
