@@ -37,7 +37,7 @@ demo: $(INSTALLED)
 	@echo; echo "Done. $(RUN)/report.png is the picture, scores.json the numbers, filled.h5ad the filled cells."
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

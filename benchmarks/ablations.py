@@ -29,6 +29,7 @@ from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
 from mdsc.evaluation.cell_sources import read_shards
 from mdsc.evaluation.inpaint import MODEL, HeldOutCells, ModelPredictor, score_inpainting
+from mdsc.sampling.conditions import KnownConditions
 from mdsc.training.command import train_to_the_end
 from mdsc.training.progress import RunProgress
 from mdsc.training.sharding import make_accelerator
@@ -116,7 +117,7 @@ def train_and_score(config: TrainConfig) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = checkpoint.model.to(device)
     result = score_inpainting(
-        HeldOutCells(cells.counts, cells.places, cells.categories(levels)),
+        HeldOutCells(cells.counts, cells.places, KnownConditions(checkpoint.model).of_labels(cells.conditions)),
         checkpoint.tokenizer,
         MASK_RATIOS,
         model=ModelPredictor(lambda *arguments: model(*arguments).logits, checkpoint.tokenizer, device),

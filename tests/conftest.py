@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 install_import_hook("mdsc", "beartype.beartype")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first, so that no process of --dist loadfile begins a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch) -> Iterator["HubStub"]:
     """A stub that this process and its children take for the hub, with a token and an empty cache."""

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 LIMIT = 120
@@ -59,7 +60,8 @@ class ForkServer:
         """`mdsc train` with these arguments.
 
         SLOW: seconds a step; NAN_AT, SPIKE_AT: steps at which process 1 has a bad cell; STOP_AT: after so many steps it
-        gets a SIGTERM when it begins to validate; ROOM: free bytes of each process.
+        gets a SIGTERM when it begins to validate; ROOM: free bytes of each process; OTHER_FOLDER: shards of process 1;
+        STATISTICS_CELLS: most cells that the statistics at the start take.
         """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -102,7 +104,7 @@ def _serve() -> None:
 
 def _become(rank: int, output: str, request: dict) -> None:
     from mdsc.cli import main
-    from mdsc.training import auto_batch
+    from mdsc.training import auto_batch, command
     from mdsc.training.trainer import Trainer
 
     os.environ |= request["environment"]
@@ -135,6 +137,10 @@ def _become(rank: int, output: str, request: dict) -> None:
     Trainer.step, Trainer._losses, Trainer._validate = slow_step, spoiled, stopped
     if room := os.environ.get("ROOM"):
         auto_batch.available_bytes = lambda *_: int(room.split()[rank])
+    if number := os.environ.get("STATISTICS_CELLS"):
+        command.shard_statistics = partial(command.shard_statistics, max_cells=int(number))
+    if rank == 1 and (folder := os.environ.get("OTHER_FOLDER")):
+        request["arguments"] += ["--data.dir", folder]
     code = main(["train", *request["arguments"]])
     sys.stdout.flush()
     sys.stderr.flush()

@@ -99,6 +99,7 @@ def embedded(tmp_path_factory) -> Path:
             "donor": [f"d{n % 2}" for n in range(CELLS)],
             "one": "same",
             "split": np.where(np.arange(CELLS) < 100, "train", "test"),
+            "lab": [None if n in (0, 5, 9) else f"lab {n % 2}" for n in range(CELLS)],
         },
         index=[f"c{n}" for n in range(CELLS)],
     )
@@ -158,7 +159,9 @@ def test_an_embedding_that_knows_less_than_pca_is_said_to(embedded, capsys):
         pytest.param(["--label", "one"], "--label has one value alone", id="one-label"),
         pytest.param(["--label", "kind", "--key", "X_pca"], "it has X_mdsc, X_nan, X_noise", id="key"),
         pytest.param(["--label", "kind", "--key", "X_nan"], "not finite", id="nan"),
-        pytest.param(["--label", "kind", "--batch", "lab"], "--batch: .*no column", id="batch"),
+        pytest.param(["--label", "kind", "--batch", "laboratory"], "--batch: .*no column", id="batch"),
+        pytest.param(["--label", "kind", "--batch", "lab"], "--batch: .*'lab'.* no value in 2 cells", id="batch-nan"),
+        pytest.param(["--label", "kind", "--train-split", "lab"], "--train-split: .* in 2 cells", id="split-nan"),
         pytest.param(["--label", "kind", "--train-split", "donor"], "--train-split: no cell has 'train'", id="split"),
         pytest.param(["--label", "kind", "--num-neighbours", "0"], "--num-neighbours is 0", id="neighbours"),
         pytest.param(["--label", "kind", "--report", "r.png"], "does not end in .html", id="report"),

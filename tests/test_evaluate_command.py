@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from simulated_shards import simulated_counts
+from tiny_model import tiny_model
 from tiny_run import NUM_GENES, flags, tiny_config
 
 from mdsc.cli import main
@@ -17,7 +18,11 @@ from mdsc.data.genes import GeneVocabulary
 from mdsc.data.shard_writer import ShardWriter
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
+from mdsc.evaluation import inpaint_command
 from mdsc.evaluation.cell_sources import read_h5ad, read_shards
+from mdsc.model.modeling import MdscModel
+from mdsc.sampling.conditions import KnownConditions
+from mdsc.sampling.pass_size import PassSize
 
 GENES = [f"G{number}" for number in range(NUM_GENES)]
 COUNTS = simulated_counts(260, NUM_GENES, mean=2.0)
@@ -44,21 +49,22 @@ def folder(tmp_path_factory) -> Path:
 
 
 def evaluate(folder: Path, *arguments: str) -> dict:
-    """The scores, by --json; the pooled baseline is trained for two steps only."""
+    """The scores, by --json; without the pooled baseline, for which all of a training is set up."""
     output = folder / "scores.json"
     output.unlink(missing_ok=True)
     if "--pooled-steps" not in arguments:
-        arguments += ("--pooled-steps", "2")
+        arguments += ("--pooled-steps", "0")
     assert main(["evaluate", "inpaint", *arguments, "--json", str(output)]) == 0
     return json.loads(output.read_text())
 
 
 def test_without_arguments_the_newest_run_and_its_shards_are_taken(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    scores = evaluate(folder, "--report", "report.png")
+    scores = evaluate(folder, "--report", "report.png", "--pooled-steps", "2")
     assert scores["settings"]["checkpoint"] == "runs/a"
     assert (scores["settings"]["cells"], scores["settings"]["training_cells"]) == (40, 220)
     assert scores["model"].keys() == scores["baselines"]["svd"].keys() == {"0.2", "0.5", "0.8"}
+    assert "pooled" in scores["baselines"]
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
     assert "--checkpoint is not given: taking runs/a" in said
@@ -116,6 +122,20 @@ def test_genes_that_the_training_cells_lack_are_not_scored(folder, capsys):
     assert not re.search(r"<script|https?://|<link|>nan\b", html)
     for words in ("50% hidden: the", "E&gt;=1 90%", "gene_marginal_depth", "Settings and versions", "weights sha256"):
         assert words in html
+
+
+def test_passes_are_those_of_sampling(folder, monkeypatch):
+    passes, forward = [], MdscModel.forward
+
+    def spy(self, gene_ids, *others, **options):
+        passes.append((len(gene_ids), options["genes_per_pass"]))
+        return forward(self, gene_ids, *others, **options)
+
+    monkeypatch.setattr(MdscModel, "forward", spy)
+    monkeypatch.setattr(inpaint_command, "pass_size", lambda *arguments: PassSize(cells=5, genes=16))
+    arguments = ("--mask-ratios", "0.5", "--pooled-steps", "0", "--max-cells", "12")
+    evaluate(folder, "--checkpoint", str(folder / "runs" / "a"), *arguments)
+    assert passes == [(5, 16), (5, 16), (2, 16)]
 
 
 def test_without_training_cells_there_are_no_baselines_and_that_is_said(folder, tmp_path, capsys):
@@ -188,7 +208,8 @@ def test_levels_are_the_models(folder):
     vocabulary = GeneVocabulary.of(GENES)
     cells = read_h5ad(folder / "test.h5ad", vocabulary, conditions=["drug"], most=3)
     cells.conditions["drug"][:] = ["b", "?", "a"]
-    ids = cells.categories({"drug": ["a", "b"], "dose": ["1"]})
+    known = KnownConditions(tiny_model(condition_levels={"drug": ["a", "b"], "dose": ["1"]}))
+    ids = known.of_labels(cells.conditions).level_ids
     assert ids.keys() == {"drug"}
     assert ids["drug"].tolist() == [2, 0, 1]
 

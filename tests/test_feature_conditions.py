@@ -1,5 +1,6 @@
 """Conditions with features from end to end: training, checkpoint, resuming, and levels that no training cell had."""
 
+import json
 from pathlib import Path
 
 import anndata
@@ -245,6 +246,18 @@ def test_conditions_of_cells_come_from_obs_levels_without_cells_too(checkpoint: 
     assert conditions.names == ("drug",)
     assert any("1 cells is unknown to the model (unheard of)" in line for line in said)
     assert any("of 1 cells is missing" in line for line in said)
+
+
+def test_the_evaluation_tells_the_model_of_levels_without_cells(run: Path, tmp_path: Path):
+    nll, held_out = {}, cells()
+    command = ["evaluate", "inpaint", "--checkpoint", str(run), "--input", str(tmp_path / "cells.h5ad")]
+    command += ["--mask-ratios", "0.5", "--pooled-steps", "0", "--json", str(tmp_path / "scores.json")]
+    for drug in ("drug 7", "unheard of"):
+        held_out.obs["drug"] = drug
+        held_out.write_h5ad(tmp_path / "cells.h5ad")
+        assert main(command) == 0
+        nll[drug] = json.loads((tmp_path / "scores.json").read_text())["model"]["0.5"]["nll"]
+    assert nll["drug 7"] != nll["unheard of"]
 
 
 def test_the_command_samples_what_it_is_told(run: Path, folder: Path, tmp_path: Path, capsys):

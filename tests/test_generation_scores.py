@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from mdsc.errors import UserError
 from mdsc.evaluation import generation_scores
+from mdsc.evaluation.command_output import plain_console
 from mdsc.evaluation.generation_baselines import BASELINES, independent_genes, negative_binomial, training_cells
 from mdsc.evaluation.generation_distances import (
     WIDTH_FACTORS,
@@ -26,7 +27,7 @@ from mdsc.evaluation.generation_distances import (
 from mdsc.evaluation.generation_gene_fits import correlation_fits, depth_fits, gene_fits, gene_moments, pearson, slope
 from mdsc.evaluation.generation_scores import FLOOR, GENERATED, IDEAL, score_generation
 from mdsc.evaluation.generation_space import ExpressionSpace, log_normalised
-from mdsc.evaluation.generation_table import table_rows, verdicts
+from mdsc.evaluation.generation_table import generation_table, table_rows, verdicts
 
 GENES = 40
 CHEAP = tuple(metric for metric in IDEAL if metric not in ("w2", "auc_logistic", "auc_boosting"))
@@ -258,6 +259,12 @@ def test_constants_are_null_in_the_json_and_na_in_the_table():
     assert next(row for row in table_rows(result) if row[0] == "variance_pearson")[2] == "n/a"
 
 
+def test_the_table_is_whole_in_a_pipe(same_law, capsys):
+    plain_console().print(generation_table(same_law), soft_wrap=False)
+    lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert {" ".join(row) for row in table_rows(same_law)} <= lines
+
+
 def test_cells_without_counts_are_scored_and_are_no_copies():
     generated, train = (emptied(cells(60, seed), range(10)) for seed in (2, 3))
     result = score_generation(cells(60, 1), generated, train, repeats=1, metrics=CHEAP)
@@ -278,11 +285,21 @@ def test_few_cells_are_told(sizes, words):
         score_generation(*(cells(number, seed) for seed, number in enumerate(sizes)), repeats=1)
 
 
+def test_the_target_of_a_cut_is_projected_once(monkeypatch):
+    projected, project = [], ExpressionSpace.project
+    monkeypatch.setattr(
+        ExpressionSpace, "project", lambda space, counts: projected.append(counts.shape[0]) or project(space, counts)
+    )
+    score_generation(cells(60, 1), cells(40, 2), cells(80, 3), repeats=2, metrics=CHEAP)
+    candidates = 2 + len(BASELINES)
+    assert projected == [80] + 2 * (candidates + 1) * [30]
+
+
 def test_half_b_is_the_same_for_all_rows_and_no_part_of_a(monkeypatch):
     seen = []
 
-    def spy(candidate, target, reference, metrics, seed):
-        seen.append((candidate, target))
+    def spy(candidate, target, metrics, seed):
+        seen.append((candidate.counts, target.counts))
         return dict.fromkeys(metrics, 0.0)
 
     monkeypatch.setattr(generation_scores, "_compare", spy)

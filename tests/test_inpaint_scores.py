@@ -131,6 +131,20 @@ def test_batches_do_not_matter(monkeypatch):
         assert metrics == pytest.approx(whole[name], abs=1e-6), name
 
 
+def test_a_pass_takes_as_many_cells_as_it_may():
+    tokenizer, sizes = make_tokenizer("rank"), []
+
+    def predict(gene_ids, *others):
+        sizes.append(len(gene_ids))
+        return toy_predict(gene_ids, *others)
+
+    hidden = torch.rand(TEST.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    evidence = hide(batch_from_csr(sp.csr_matrix(TEST), np.arange(GENES), tokenizer), hidden)
+    whole, parts = (ModelPredictor(predict, tokenizer, "cpu", most).log_probs(evidence) for most in (None, 7))
+    assert sizes == [30, 7, 7, 7, 7, 2]
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+
+
 def test_repeats_hide_other_positions_of_the_same_cells():
     tokenizer, model = make_tokenizer("rank"), Spy(ModelPredictor(toy_predict, make_tokenizer("rank")))
     one = score_inpainting(held_out(), tokenizer, (0.5,), model=model).scores[0.5]["model"]

@@ -150,7 +150,7 @@ def test_standard_errors_are_those_of_cells():
     table = np.tile(np.arange(2.0), (cells, 1))
     scores = score_cells(log_p, zeros, zeros, zeros == 0, table, expression_deciles(np.zeros(genes)))
     expected = float(np.log(level).std() / math.sqrt(cells))
-    assert scores.standard_errors(400)["nll"] == pytest.approx(expected, rel=0.15)
+    assert scores.standard_errors["nll"] == pytest.approx(expected, rel=0.15)
     shifted = score_cells(log_p - np.float32(0.1), zeros, zeros, zeros == 0, table, expression_deciles(np.zeros(genes)))
     difference, error = nll_difference(shifted, scores)
     assert difference == pytest.approx(0.1, abs=1e-6)

@@ -125,7 +125,7 @@ def test_exact_conditionals_of_a_joint_law_are_calibrated_and_others_are_not():
 
     def pit_error(log_p):
         scores = score_cells(log_p, batch.tokens.numpy(), counts, hidden.numpy(), table, deciles)
-        values, errors = scores.calibration_metrics()
+        values, errors = scores.calibration_metrics
         return values[ALL], errors[ALL]
 
     found, errors = pit_error(right)

@@ -53,15 +53,15 @@ def signalling(act, number: int, *, at_call: int):
     return acts
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    ("place", "name", "at_call", "steps"),
+    ("number", "place", "name", "at_call", "steps"),
     [
-        pytest.param(trainer.Trainer, "_losses", 6, [4, 5], id="in-a-step"),
-        pytest.param(trainer, "validate", 1, [0], id="first-validation"),
-        pytest.param(trainer, "validate", 2, [3], id="validation"),
-        pytest.param(trainer, "validate", 4, [4, 8], id="last-validation"),
-        pytest.param(run_saver, "save_file", 1, None, id="saving"),
+        pytest.param(signal.SIGINT, trainer.Trainer, "_losses", 6, [4, 5], id="in-a-step"),
+        pytest.param(signal.SIGTERM, trainer, "validate", 1, [0], id="first-validation"),
+        pytest.param(signal.SIGTERM, trainer, "validate", 2, [3], id="validation"),
+        pytest.param(signal.SIGTERM, trainer, "validate", 4, [4, 8], id="last-validation"),
+        pytest.param(signal.SIGINT, run_saver, "save_file", 1, None, id="saving-interrupted"),
+        pytest.param(signal.SIGTERM, run_saver, "save_file", 1, None, id="saving"),
     ],
 )
 def test_a_signal_saves_and_ends(

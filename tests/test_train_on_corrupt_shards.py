@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+from forked_runs import ForkServer
 from run_files import differences
 from simulated_shards import simulated_counts, write_shards
 from tiny_run import NUM_GENES, flags, tiny_config
@@ -107,11 +109,26 @@ def test_one_process_ends_with_the_name(place: Path, prefetch: str, capsys, few_
     assert threading.active_count() <= before
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_two_processes_end_with_the_name_where_one_meets_it(place: Path, workers: str):
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
+
+
+def test_two_processes_end_with_the_name_where_one_meets_it(place: Path, server: ForkServer):
     """Process 0 has a whole folder, and would wait for ever for the other's gradients."""
-    options = ("--data.prefetch", "2", "--data.workers", workers)
+    line = arguments(place, "forked", "shards", "--data.prefetch", "2")
+    run = server.start(place, line, OTHER_FOLDER=str(place / "damaged"), STATISTICS_CELLS="20")
+    codes = run.wait()
+    assert codes[1] == 2
+    assert codes[0], "a process that has lost its partner ends, too"
+    assert tells(place, run.said(), " (process 1)"), run.said()
+    assert len(losses(place / "forked")) >= 3
+
+
+@pytest.mark.slow
+def test_so_do_workers_and_a_launcher(place: Path):
+    options = ("--data.prefetch", "2", "--data.workers", "2")
     done = two_processes(place, "two", "shards", *options, OTHER_FOLDER=str(place / "damaged"))
     assert tells(place, done.stderr, " (process 1)"), done.stderr
     # Of process 0, which has lost its partner, the launcher may hear first; it says 1 of all that fails.
@@ -119,15 +136,15 @@ def test_two_processes_end_with_the_name_where_one_meets_it(place: Path, workers
     assert len(losses(place / "two")) >= 3
 
 
-@pytest.mark.slow
-def test_a_quarantined_run_is_the_same_on_two_processes_and_is_recorded(place: Path, capsys, few_statistics):
+def test_a_quarantined_run_is_the_same_on_two_processes_and_is_recorded(
+    place: Path, server: ForkServer, capsys, few_statistics
+):
     options = ("--data.on-corrupt", "quarantine", "--data.prefetch", "2")
     assert main(["train", *arguments(place, "alone", "damaged", *options)]) == 0
     alone = capsys.readouterr().out
-    done = two_processes(place, "both", "damaged", *options)
-    assert done.returncode == 0, done.stderr
+    both = server.finish(place, arguments(place, "both", "damaged", *options), STATISTICS_CELLS="20")
     name = (place / "name").read_text()
-    for run, said in ((place / "alone", alone), (place / "both", done.stdout)):
+    for run, said in ((place / "alone", alone), (place / "both", both)):
         events = [line for line in read_metrics(run) if "event" in line]
         assert [(event["event"], event["file"], event["group"]) for event in events] == [("quarantined", name, 0)]
         assert said.count(f"warning: {name}, row group 0, is quarantined: its bytes are not") == 1

@@ -1,6 +1,6 @@
 """Cells to score and to fit baselines on, out of an h5ad file or a folder of shards, in the genes of a vocabulary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +9,6 @@ import scipy.sparse as sp
 from jaxtyping import Int64
 
 from mdsc.data.anndata_counts import open_counts
-from mdsc.data.condition_levels import level_ids
 from mdsc.data.genes import GeneVocabulary
 from mdsc.data.shards import ShardFolder
 
@@ -42,12 +41,6 @@ class SourceCells:
     def of_rows(self, rows: Int64[np.ndarray, " some"]) -> "SourceCells":
         conditions = {name: values[rows] for name, values in self.conditions.items()}
         return replace(self, counts=self.counts[rows], conditions=conditions)
-
-    def categories(self, levels: Mapping[str, Sequence[str]]) -> dict[str, Int64[np.ndarray, " cells"]]:
-        """Ids of the conditions that the cells have, given the levels that a model knows."""
-        return {
-            name: level_ids(self.conditions[name], known) for name, known in levels.items() if name in self.conditions
-        }
 
     def in_vocabulary(self, places: Int64[np.ndarray, " shared"], num_genes: int) -> sp.csr_matrix:
         """Counts (cells, num_genes) of the whole vocabulary, nothing but zeros where a gene is not in `places`."""

@@ -63,6 +63,9 @@ def read_embedded(
         raise UserError(f"{path}: obsm[{key!r}] has values that are not finite; embed the file again.")
     label_names, labels = np.unique(obs[label].iloc[keep].astype(str), return_inverse=True)
     batch, split = columns["--batch"], columns["--train-split"]
+    for flag, name in (("--batch", batch), ("--train-split", split)):
+        if name is not None and (missing := int(obs[name].iloc[keep].isna().sum())):
+            raise UserError(f"{flag}: obs[{name!r}] of {path} has no value in {missing:,} cells; give them one.")
     is_train = None if split is None else (obs[split].iloc[keep].astype(str) == TRAIN).to_numpy()
     if is_train is not None and not is_train.any():
         values = ", ".join(sorted(obs[split].astype(str).unique())[:5])

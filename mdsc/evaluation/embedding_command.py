@@ -1,18 +1,14 @@
 """`mdsc evaluate embed`, `python evaluate.py embed`: an embedding of cells scored by labels, beside PCA of counts."""
 
-import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from mdsc import __version__
-from mdsc.atomic import replacing
 from mdsc.config.flags import parse_flags
 from mdsc.errors import UserError
+from mdsc.evaluation.command_output import plain_console, versions, write_scores
 from mdsc.evaluation.embedding_cells import EmbeddedCells, read_embedded
 from mdsc.evaluation.embedding_scores import (
     EmbeddingScores,
@@ -59,11 +55,7 @@ def main(argv: Sequence[str]) -> None:
 
 def embed(config: EmbedConfig) -> dict:
     """Score, print the table, write what was asked for; gives what the JSON holds."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 120
+    console = plain_console()
     if config.num_neighbours < 1:
         raise UserError(f"--num-neighbours is {config.num_neighbours}; it takes 1 or more.")
     check_report_path(config.report, [".html"])
@@ -84,10 +76,7 @@ def embed(config: EmbedConfig) -> dict:
         },
         "settings": _settings(config, cells),
     }
-    if config.json is not None:
-        with replacing(config.json) as beside:
-            beside.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        console.print(f"wrote {config.json}")
+    write_scores(result, config.json, console.print)
     if config.report is not None:
         from mdsc.evaluation.embedding_report import embedding_report
 
@@ -140,6 +129,5 @@ def _settings(config: EmbedConfig, cells: EmbeddedCells) -> dict:
         "genes": cells.counts.shape[1],
         "num_neighbours": config.num_neighbours,
         "seed": config.seed,
-        "versions": {"python": platform.python_version(), "mdsc": __version__}
-        | {name: version(name) for name in ("numpy", "scipy", "scikit-learn")},
+        "versions": versions("numpy", "scipy", "scikit-learn"),
     }

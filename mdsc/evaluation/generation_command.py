@@ -1,19 +1,15 @@
 """`mdsc evaluate generate`, `python evaluate.py generate`: generated cells beside real ones."""
 
-import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from mdsc import __version__
-from mdsc.atomic import replacing
 from mdsc.config.flags import parse_flags
 from mdsc.errors import UserError
 from mdsc.evaluation.cell_sources import SourceCells
+from mdsc.evaluation.command_output import plain_console, versions, write_scores
 from mdsc.evaluation.generation_cells import read_sets
 from mdsc.evaluation.generation_distances import has_pot
 from mdsc.evaluation.generation_scores import (
@@ -57,11 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
 def generate(config: GenerateConfig) -> dict:
     """Score, print the table, write what was asked for; gives what the JSON holds."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 120
+    console = plain_console()
     for flag, given in (("--max-cells", config.max_cells), ("--repeats", config.repeats)):
         if given < 1:
             raise UserError(f"{flag} is {given}; it takes 1 or more.")
@@ -91,10 +83,7 @@ def generate(config: GenerateConfig) -> dict:
     scores = {**result.to_json(), "settings": settings}
     if by:
         scores["by"] = {level: of_level.to_json() for level, of_level in by.items()}
-    if config.json is not None:
-        with replacing(config.json) as beside:
-            beside.write_text(json.dumps(scores, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        console.print(f"wrote {config.json}")
+    write_scores(scores, config.json, console.print)
     if config.report is not None:
         from mdsc.evaluation.generation_report import generation_report
 
@@ -136,7 +125,6 @@ def _by(
 def _settings(
     config: GenerateConfig, real: SourceCells, generated: SourceCells, train: SourceCells, result: GenerationResult
 ) -> dict:
-    names = ("numpy", "scipy", "scikit-learn", *(["POT"] if has_pot() else []))
     return {
         "real": real.name,
         "generated": generated.name,
@@ -148,6 +136,5 @@ def _settings(
         "cells_compared": result.cells,
         "repeats": config.repeats,
         "seed": config.seed,
-        "versions": {"python": platform.python_version(), "mdsc": __version__}
-        | {name: version(name) for name in names},
+        "versions": versions("numpy", "scipy", "scikit-learn", *(["POT"] if has_pot() else [])),
     }

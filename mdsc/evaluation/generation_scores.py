@@ -10,6 +10,7 @@ cells that they are fitted on, which boosted trees can tell from fresh cells of 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -152,7 +153,7 @@ def score_generation(
         say(f"cut {cut + 1} of {repeats}: {number:,} cells of each kind")
         rng = np.random.default_rng([seed, cut])
         order = rng.permutation(real.shape[0])
-        target = real[order[:number]]
+        target = _Cells(real[order[:number]], reference)
         candidates = {
             GENERATED: generated[rng.permutation(generated.shape[0])[:number]],
             FLOOR: real[order[number : 2 * number]],
@@ -160,42 +161,63 @@ def score_generation(
         }
         for name, candidate in candidates.items():
             row = values.setdefault(name, {metric: [] for metric in metrics})
-            found = _compare(candidate, target, reference, metrics, seed)
+            found = _compare(_Cells(candidate, reference), target, metrics, seed)
             for metric in metrics:
                 row[metric].append(found[metric])
     return GenerationResult(values, number)
 
 
-def _compare(
-    candidate: sp.csr_matrix, target: sp.csr_matrix, reference: _Reference, metrics: tuple[str, ...], seed: int
-) -> dict[str, float]:
-    space = reference.space
-    x, y = space.project(candidate), space.project(target)
-    found = gene_fits(candidate, target) | depth_fits(candidate, target)
-    expressed = [space.log_normalised(counts)[:, reference.expressed].toarray() for counts in (candidate, target)]
-    found |= correlation_fits(*expressed)
+@dataclass(frozen=True)
+class _Cells:
+    """A set of cells, and what comparisons need of it: each taken once, when it is first asked for."""
+
+    counts: sp.csr_matrix
+    reference: _Reference
+
+    @cached_property
+    def log_normalised(self) -> sp.csr_matrix:
+        return self.reference.space.log_normalised(self.counts)
+
+    @cached_property
+    def points(self) -> np.ndarray:
+        return self.reference.space.project(self.counts)
+
+    @cached_property
+    def expressed(self) -> np.ndarray:
+        return self.log_normalised[:, self.reference.expressed].toarray()
+
+    @cached_property
+    def variable(self) -> np.ndarray:
+        return self.log_normalised[:, self.reference.variable].toarray()
+
+    @cached_property
+    def points_with_depth(self) -> np.ndarray:
+        """Beside the components: what normalisation takes away."""
+        depth, detected = np.asarray(self.counts.sum(axis=1)).ravel(), np.diff(self.counts.indptr)
+        return np.column_stack([self.points, np.log1p(depth), detected])
+
+    @cached_property
+    def distance_to_training(self) -> np.ndarray:
+        return nearest_distance(self.points, self.reference.points)
+
+
+def _compare(x: _Cells, y: _Cells, metrics: tuple[str, ...], seed: int) -> dict[str, float]:
+    """x: the candidate; y: the target, the same for all candidates of a cut."""
+    reference = x.reference
+    found = gene_fits(x.counts, y.counts) | depth_fits(x.counts, y.counts) | correlation_fits(x.expressed, y.expressed)
     if "mmd2" in metrics:
-        found["mmd2"] = mmd2(x, y, reference.scale)
+        found["mmd2"] = mmd2(x.points, y.points, reference.scale)
     if "w2" in metrics:
-        found["w2"] = wasserstein2(x, y)
+        found["w2"] = wasserstein2(x.points, y.points)
     if "auc_logistic" in metrics:
-        values = [space.log_normalised(counts)[:, reference.variable].toarray() for counts in (candidate, target)]
-        found["auc_logistic"] = classifier_auc(*values, "logistic", seed)
+        found["auc_logistic"] = classifier_auc(x.variable, y.variable, "logistic", seed)
     if "auc_boosting" in metrics:
-        values = [_with_depth(x, candidate), _with_depth(y, target)]
-        found["auc_boosting"] = classifier_auc(*values, "boosting", seed)
+        found["auc_boosting"] = classifier_auc(x.points_with_depth, y.points_with_depth, "boosting", seed)
     if "nearer_to_training" in metrics:
-        nearest = [nearest_distance(points, reference.points) for points in (x, y)]
-        found["nearer_to_training"] = chance_of_less(*nearest)
+        found["nearer_to_training"] = chance_of_less(x.distance_to_training, y.distance_to_training)
     if "copies" in metrics:
-        found["copies"] = float(np.mean([row in reference.rows for row in _row_bytes(candidate) if row] or [0]))
+        found["copies"] = float(np.mean([row in reference.rows for row in _row_bytes(x.counts) if row] or [0]))
     return found
-
-
-def _with_depth(points: np.ndarray, counts: sp.csr_matrix) -> np.ndarray:
-    """Beside the components: what normalisation takes away."""
-    depth, detected = np.asarray(counts.sum(axis=1)).ravel(), np.diff(counts.indptr)
-    return np.column_stack([points, np.log1p(depth), detected])
 
 
 def _row_bytes(counts: sp.csr_matrix) -> list[bytes]:

@@ -5,7 +5,8 @@ which hidden counts are zeros, and are scored on the same hidden positions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
@@ -29,6 +30,7 @@ from mdsc.evaluation.predictor import (
     Predictor,
     TrainingCells,
 )
+from mdsc.sampling.conditions import CellConditions
 
 MODEL = "model"
 MAX_LOGITS = 2**22
@@ -43,15 +45,17 @@ class HeldOutCells:
     """(cells, genes) raw counts."""
     gene_index: Int[np.ndarray, " genes"]
     """Place of each column in the vocabulary."""
-    categories: Mapping[str, Int[np.ndarray, " cells"]] = field(default_factory=dict)
-    """Categorical conditions: 0 = unknown."""
+    conditions: CellConditions | None = None
+    """None leaves them unknown to the model."""
+
+    def batch(self, rows: slice, tokenizer: Tokenizer) -> CellBatch:
+        batch = batch_from_csr(self.counts[rows], self.gene_index, tokenizer, first_cell=rows.start)
+        return batch if self.conditions is None else replace(batch, **self.conditions.block(rows))
 
     def batches(self, tokenizer: Tokenizer) -> Iterator[CellBatch]:
         size = max(1, MAX_LOGITS // (len(self.gene_index) * tokenizer.num_tokens))
         for first in range(0, self.counts.shape[0], size):
-            rows = slice(first, first + size)
-            categories = {name: level[rows] for name, level in self.categories.items()}
-            yield batch_from_csr(self.counts[rows], self.gene_index, tokenizer, categories=categories, first_cell=first)
+            yield self.batch(slice(first, first + size), tokenizer)
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,16 @@ class ModelPredictor:
     predict: Predict
     tokenizer: Tokenizer
     device: torch.device | str = "cpu"
+    cells_at_once: int | None = None
+    """Of a pass of the model; by default all that it is asked about."""
 
     @torch.inference_mode()
     def log_probs(self, cells: Evidence) -> LogProbs:
-        return log_probs(cells.to(self.device).predict(self.predict, self.tokenizer)).float().cpu().numpy()
+        logits = (
+            part.to(self.device).predict(self.predict, self.tokenizer)
+            for part in cells.split(self.cells_at_once or len(cells))
+        )
+        return np.concatenate([log_probs(some).float().cpu().numpy() for some in logits])
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ class InpaintResult:
                 predicted, observed = scores.zero_rates()
                 place[f"{ratio:g}"] = {
                     **_finite(scores.metrics()),
-                    "standard_error": _finite(scores.standard_errors()),
+                    "standard_error": _finite(scores.standard_errors),
                     "zero_rate": {"predicted": _finite(predicted), "observed": _finite(observed)},
                     "calibration": _calibration(scores),
                 }
@@ -103,13 +113,11 @@ class InpaintResult:
 
     def comparison(self, ratio: float) -> tuple[str, float, float] | None:
         """(best baseline, the model's nll less that baseline's, its standard error, paired over cells)."""
-        by_name = self.scores[ratio]
-        nll = {name: scores.metrics()["nll"] for name, scores in by_name.items()}
-        nll = {name: value for name, value in nll.items() if np.isfinite(value)}
-        if nll.pop(MODEL, None) is None or not nll:
-            return None
-        best = min(nll, key=nll.get)
-        return best, *nll_difference(by_name[MODEL], by_name[best])
+        return self._comparisons[ratio]
+
+    @cached_property
+    def _comparisons(self) -> dict[float, tuple[str, float, float] | None]:
+        return {ratio: _comparison(by_name) for ratio, by_name in self.scores.items()}
 
 
 def score_inpainting(
@@ -222,8 +230,17 @@ def _hidden_in_training(train: TrainingCells, ratio: float, seed: int) -> np.nda
     return torch.cat(parts).numpy()
 
 
+def _comparison(by_name: Mapping[str, CellScores]) -> tuple[str, float, float] | None:
+    nll = {name: scores.metrics()["nll"] for name, scores in by_name.items()}
+    nll = {name: value for name, value in nll.items() if np.isfinite(value)}
+    if nll.pop(MODEL, None) is None or not nll:
+        return None
+    best = min(nll, key=nll.get)
+    return best, *nll_difference(by_name[MODEL], by_name[best])
+
+
 def _calibration(scores: CellScores) -> dict:
-    values, errors = scores.calibration_metrics()
+    values, errors = scores.calibration_metrics
     return {group: {**_finite(values[group]), "standard_error": _finite(errors[group])} for group in values}
 
 

@@ -1,23 +1,18 @@
 """`mdsc evaluate inpaint`, `python evaluate.py inpaint`: a checkpoint scored beside the plain baselines."""
 
-import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from mdsc import __version__
-from mdsc.atomic import replacing
-from mdsc.checkpoint import Checkpoint, checkpoint_name, given_or_newest, load_checkpoint, weights_digest
+from mdsc.checkpoint import Checkpoint, checkpoint_name, given_or_newest, weights_digest
 from mdsc.config.flags import parse_flags
 from mdsc.config.schema import TrainConfig
 from mdsc.data.shard_mixture import open_shards
 from mdsc.errors import UserError
 from mdsc.evaluation.cell_sources import SourceCells, read_h5ad, read_shards
+from mdsc.evaluation.command_output import plain_console, versions, write_scores
 from mdsc.evaluation.inpaint import HeldOutCells, ModelPredictor, check_mask_ratio, score_inpainting
 from mdsc.evaluation.optional_baselines import check_optional, fit_optional, optional_fits, packages_of
 from mdsc.evaluation.plots import save_report
@@ -25,6 +20,9 @@ from mdsc.evaluation.predictor import TrainingCells
 from mdsc.evaluation.report import check_report_path
 from mdsc.evaluation.table import calibration_table, scores_table, verdicts
 from mdsc.evaluation.unmasking import unmask_one_cell
+from mdsc.sampling.conditions import KnownConditions
+from mdsc.sampling.loaded_model import opened, predictor
+from mdsc.sampling.pass_size import PassOptions, pass_size
 
 MOST_TRAINING_COUNTS = 40_000_000
 """Training cells times genes that the baselines are fitted on at most: about 2 GiB of memory."""
@@ -65,22 +63,17 @@ def main(argv: Sequence[str]) -> None:
 
 def inpaint(config: InpaintConfig) -> dict:
     """Score, print the table, write what was asked for; gives what the JSON holds."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 120  # a file has no width, and rich would fold the table to 80 columns
+    console = plain_console()
     _check(config)
     folder = given_or_newest(config.checkpoint, console.print)
-    checkpoint = load_checkpoint(folder)
+    checkpoint = opened(folder)
     test, train = _read_cells(config, checkpoint, console.print)
 
     places = np.sort(test.places) if train is None else np.intersect1d(test.places, train.places)
     if len(places) == 0:
         raise UserError(f"--train: {train.name} has no gene in common with {test.name}; name the genes alike.")
-    cells = HeldOutCells(
-        test.restricted(places), places, test.categories(checkpoint.model.config.condition_levels or {})
-    )
+    known = KnownConditions(checkpoint.model)
+    cells = HeldOutCells(test.restricted(places), places, known.of_labels(test.conditions))
     train_cells = None if train is None else TrainingCells.of(train.restricted(places), checkpoint.tokenizer)
     console.print(_summary(test, train, places))
     fitted = {}
@@ -99,17 +92,13 @@ def inpaint(config: InpaintConfig) -> dict:
         console.print(f"fitting {', '.join(config.baselines)} beside the plain baselines")
         fitted |= fit_optional(config.baselines, train_cells, seed=config.seed)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = checkpoint.model.to(device)
-
-    def predict(*arguments) -> torch.Tensor:
-        return model(*arguments).logits
-
+    size = pass_size(checkpoint, len(places), PassOptions())
+    predict, device = predictor(checkpoint, size.genes), checkpoint.model.device
     result = score_inpainting(
         cells,
         checkpoint.tokenizer,
         config.mask_ratios,
-        model=ModelPredictor(predict, checkpoint.tokenizer, device),
+        model=ModelPredictor(predict, checkpoint.tokenizer, device, size.cells),
         train=train_cells,
         fitted=fitted,
         fit_to_asked=optional_fits(config.baselines, seed=config.seed),
@@ -123,10 +112,7 @@ def inpaint(config: InpaintConfig) -> dict:
         console.print(sentence)
 
     scores = {**result.to_json(), "settings": _settings(config, folder, checkpoint, test, train, places)}
-    if config.json is not None:
-        with replacing(config.json) as beside:
-            beside.write_text(json.dumps(scores, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        console.print(f"wrote {config.json}")
+    write_scores(scores, config.json, console.print)
     if config.report is not None:
         unmasking = unmask_one_cell(
             predict, checkpoint.tokenizer, cells, max(config.mask_ratios), seed=config.seed, device=device
@@ -220,7 +206,5 @@ def _settings(
         "genes": len(places),
         "genes_not_in_vocabulary": len(test.unknown_genes),
         "tokenizer": {"name": checkpoint.tokenizer.name, "num_tokens": checkpoint.tokenizer.num_tokens},
-        "versions": {"python": platform.python_version()}
-        | {"mdsc": __version__}
-        | {name: version(name) for name in ("torch", "numpy", "scikit-learn", *packages_of(config.baselines))},
+        "versions": versions("torch", "numpy", "scikit-learn", *packages_of(config.baselines)),
     }

@@ -79,7 +79,7 @@ def _metrics(result: InpaintResult, ratio: float) -> ReportTable:
     for name in by_likelihood(metrics):
         texts = [number(metrics[name][metric]) + " *" * (metrics[name][metric] == best[metric]) for metric in HEADINGS]
         if by_name[name].calibration is not None:
-            texts[0] += f" ± {number(by_name[name].standard_errors()['nll'])}"
+            texts[0] += f" ± {number(by_name[name].standard_errors['nll'])}"
         rows.append([name, *texts])
     return ReportTable((f"{ratio:.0%} hidden", *HEADINGS.values()), rows, caption=CAPTION, ours=[MODEL])
 
@@ -91,7 +91,7 @@ def _calibration(result: InpaintResult, ratio: float) -> ReportTable:
     for name, scores in result.scores[ratio].items():
         if scores.calibration is None:
             continue
-        values, errors = scores.calibration_metrics()
+        values, errors = scores.calibration_metrics
         texts = [calibration_text(metric, values[group][metric]) for group, metric in columns]
         for place, (group, metric) in enumerate(columns):
             if "coverage" in metric and texts[place] != "n/a":

@@ -22,6 +22,7 @@ other metrics are NaN.
 """
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -80,18 +81,20 @@ class CellScores:
     def metrics(self) -> dict[str, float]:
         return {name: float(value[0]) for name, value in self._weighted(np.ones((1, len(self.nll)))).items()}
 
-    def standard_errors(self, num_draws: int = 200) -> dict[str, float]:
+    @cached_property
+    def standard_errors(self) -> dict[str, float]:
         """Standard deviation of each metric when the cells are drawn with replacement (bootstrap)."""
-        draws = self._weighted(bootstrap_weights(len(self.nll), num_draws))
+        draws = self._weighted(bootstrap_weights(len(self.nll)))
         return {name: float(np.std(value, ddof=1)) for name, value in draws.items()}
 
-    def calibration_metrics(self, num_draws: int = 200) -> tuple[dict, dict]:
+    @cached_property
+    def calibration_metrics(self) -> tuple[dict, dict]:
         """{group: {metric: value}} of `Calibration`, and the standard errors of the same (bootstrap over cells); both
         empty where there is none."""
         if self.calibration is None:
             return {}, {}
         values = self.calibration.weighted(np.ones((1, len(self.nll))))
-        draws = self.calibration.weighted(bootstrap_weights(len(self.nll), num_draws))
+        draws = self.calibration.weighted(bootstrap_weights(len(self.nll)))
         return (
             {group: {name: value[0] for name, value in of_group.items()} for group, of_group in values.items()},
             {
@@ -257,16 +260,16 @@ def expression_deciles(mean_count: Float[np.ndarray, " genes"]) -> Int[np.ndarra
     return rank * NUM_DECILES // len(mean_count)
 
 
-def bootstrap_weights(num_cells: int, num_draws: int, seed: int = 0) -> Float64[np.ndarray, "draws cells"]:
+def bootstrap_weights(num_cells: int, num_draws: int = 200, seed: int = 0) -> Float64[np.ndarray, "draws cells"]:
     """How often each cell is in each resample; the same for every predictor, so that differences are paired."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(num_cells, np.full(num_cells, 1 / num_cells), size=num_draws).astype(np.float64)
 
 
-def nll_difference(first: CellScores, second: CellScores, num_draws: int = 200) -> tuple[float, float]:
+def nll_difference(first: CellScores, second: CellScores) -> tuple[float, float]:
     """nll of `first` minus that of `second` on the same hidden positions, and its paired bootstrap standard error."""
     assert np.array_equal(first.positions, second.positions), "scores of different hidden positions"
-    weights = np.concatenate([np.ones((1, len(first.nll))), bootstrap_weights(len(first.nll), num_draws)])
+    weights = np.concatenate([np.ones((1, len(first.nll))), bootstrap_weights(len(first.nll))])
     difference = _ratio(weights @ (first.nll - second.nll), weights @ first.positions)
     return float(difference[0]), float(np.std(difference[1:], ddof=1))
 

@@ -97,7 +97,7 @@ def against_ratio(axes: "Axes", result: InpaintResult, metric: str, label: str) 
         axes.errorbar(
             ratios,
             [metrics[ratio][name][metric] for ratio in ratios],
-            yerr=[result.scores[ratio][name].standard_errors()[metric] for ratio in ratios] if is_model else None,
+            yerr=[result.scores[ratio][name].standard_errors[metric] for ratio in ratios] if is_model else None,
             color=COLOURS.get(name, "0.3"),
             linewidth=2.6 if is_model else 1.4,
             marker="o",
@@ -167,7 +167,7 @@ def pit_histograms(figure: "Figure | SubFigure", result: InpaintResult, names: S
         axes.set_title(name.replace("_", " "))
     for row, group, where in zip(panels, GROUPS, ("all hidden", "1 or more expected"), strict=True):
         for axes, name in zip(row, names, strict=True):
-            pit = by_name[name].calibration_metrics(num_draws=2)[0][group]["pit"]
+            pit = by_name[name].calibration_metrics[0][group]["pit"]
             axes.bar(centres, np.nan_to_num(pit) * PIT_BINS, 1 / PIT_BINS, color=COLOURS.get(name, "0.65"))
             axes.axhline(1, color="black", linewidth=1)
             axes.set_xlim(0, 1)

@@ -40,7 +40,7 @@ def scores_table(result: InpaintResult) -> "Table":
         table.add_column(heading, justify="right", no_wrap=True)
     for ratio, by_name in result.scores.items():
         metrics = {name: scores.metrics() for name, scores in by_name.items()}
-        errors = {name: scores.standard_errors() for name, scores in by_name.items()}
+        errors = {name: scores.standard_errors for name, scores in by_name.items()}
         best = best_values(metrics)
         for place, name in enumerate(by_likelihood(metrics)):
             cells = []
@@ -102,7 +102,7 @@ def calibration_table(result: InpaintResult) -> "Table":
         laws = (name for name, scores in by_name.items() if scores.calibration is not None)
         names = sorted(laws, key=lambda name: by_name[name].metrics()["nll"])
         for place, name in enumerate(names):
-            values = by_name[name].calibration_metrics()[0]
+            values = by_name[name].calibration_metrics[0]
             table.add_row(
                 f"{ratio:.0%}" if place == 0 else "",
                 name,

@@ -40,11 +40,7 @@ def unmask_one_cell(
     """Hide `ratio` of the cell of median depth and sample it back."""
     depth = np.asarray(cells.counts.sum(axis=1)).ravel()
     place = int(np.argsort(depth, kind="stable")[len(depth) // 2])
-    [batch] = HeldOutCells(
-        cells.counts[place : place + 1],
-        cells.gene_index,
-        {name: level[place : place + 1] for name, level in cells.categories.items()},
-    ).batches(tokenizer)
+    batch = cells.batch(slice(place, place + 1), tokenizer)
     evidence = hide(batch, hide_fraction(batch.is_pad, ratio, seed=seed, cell_index=batch.cell_index)).to(device)
     states = [evidence]
 

@@ -143,7 +143,7 @@ class KnownConditions:
                 raise UserError(
                     f"--condition {name}={level}: the model knows no such level; {near_names(level, known)}."
                 )
-        return self._of({name: np.full(num_cells, level, dtype=object) for name, level in condition.items()})
+        return self.of_labels({name: np.full(num_cells, level, dtype=object) for name, level in condition.items()})
 
     def of_cells(self, obs: "pd.DataFrame", condition: Mapping[str, str], say: Callable[[str], None]) -> CellConditions:
         """Of each cell: what is given for all of them, else the column of obs of that name.
@@ -168,9 +168,10 @@ class KnownConditions:
                 )
             if missing := int((text == "").sum()):
                 say(f"obs[{name!r}] of {missing:,} cells is missing: they are taken as cells without {name}")
-        return self._of(labels)
+        return self.of_labels(labels)
 
-    def _of(self, labels: Mapping[str, np.ndarray]) -> CellConditions:
+    def of_labels(self, labels: Mapping[str, np.ndarray]) -> CellConditions:
+        """Of cells with these levels of conditions that the model has; a level that it does not know is unknown."""
         ids = {name: level_ids(text, self.levels[name]) for name, text in labels.items()}
         rows = {
             name: np.array([self.row_of[name].get(label, -1) for label in text], dtype=np.int64)
