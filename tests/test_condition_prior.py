@@ -99,6 +99,23 @@ def test_the_logits_hear_of_each_part_of_the_prior(hidden: str):
     assert all((part.abs().max(dim=1).values > 0).all() for part in by_part)
 
 
+def test_what_is_bent_is_what_the_genes_say_beyond_the_conditions():
+    """Where nothing is visible no prior is taken for evidence: the state follows it in a straight line."""
+    model, cells = tiny_model(num_layers=0, **CONDITIONS), tiny_cells(batch=1)
+    state, condition = model.cell_state, torch.zeros(1, 16)
+    shift = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
+
+    def bent(scale: float) -> torch.Tensor:
+        prior = CellPrior(scale * shift, torch.zeros(1, 3), torch.full((1,), scale))
+        summary, found = state(cells["gene_ids"], cells["tokens"], cells["counts"], condition, prior)
+        return found - state.skip(summary)
+
+    assert (cells["tokens"] == NUM_TOKENS).all()
+    torch.testing.assert_close(bent(2.0), bent(0.0), rtol=1e-4, atol=1e-5)
+    summary, found = state(cells["gene_ids"], cells["tokens"], cells["counts"], condition, None)
+    torch.testing.assert_close(found - state.skip(summary), bent(0.0), rtol=1e-4, atol=1e-5)
+
+
 def test_two_conditions_add_up_in_the_prior():
     levels = {"condition_levels": {"drug": ["a"], "type": ["x"]}}
     model = tiny_model(**levels)
