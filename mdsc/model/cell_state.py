@@ -73,7 +73,7 @@ class CellState(nn.Module):
             mean = self.pool(gene_ids, counts, visible, prior)
             depth = self.log_relative_depth(gene_ids, counts, visible, prior)
             summary = torch.cat([mean, depth[:, None]], dim=-1)
-            # A drug moves the prior along directions that tell cell types apart as well. Were that bent like evidence, a
+            # A drug moves the prior also along directions that tell cell types apart. Were that bent like evidence, a
             # cell that is told the drug alone would begin as one type, and what is drawn first would confirm it.
             beyond = summary if prior is None else summary - torch.cat([prior.state, prior.log_depth[:, None]], dim=-1)
             bent = F.silu(self.enter(beyond) + self.condition(condition.float()))
