@@ -160,7 +160,7 @@ def load_model(folder: str | Path) -> MdscModel:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(
                 f"{folder / WEIGHTS} does not fit config.json: {what.replace('_', ' ')} {', '.join(names[:3])}{more}.\n"
-                "Copy the checkpoint again, if its files are of different models; train anew what an older mdsc has trained."
+                "Copy it again if its files are of different models; train anew what an older mdsc has trained."
             )
     for name, values in model.state_dict().items():
         if not values.isfinite().all():
