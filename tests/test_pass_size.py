@@ -100,7 +100,8 @@ def test_memory_does_not_grow_with_the_cells(tmp_path: Path, monkeypatch):
         assert main(["sample", "--checkpoint", str(checkpoint), *files, *flags, "--batch-size", "10"]) == 0
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[2] < 1.15 * peaks[1]  # the first has what libraries import
+    # The first has what libraries import. Names of cells take some 200 bytes each; one layer that is held takes 800.
+    assert peaks[2] - peaks[1] < 500 * 600
 
 
 def with_config(checkpoint: Checkpoint, num_genes: int) -> Checkpoint:

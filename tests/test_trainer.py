@@ -167,7 +167,7 @@ def test_a_training_cell_is_read_without_its_fold_and_a_validation_cell_with_all
     trainer, loader = tiny_trainer(tiny_config(folder, pathway_steps=pathway_steps))
     batch, told = next(loader.iterate()), []
     assert len(trainer.model.gene_evidence.fold_loadings) == NUM_FOLDS
-    trainer.model.gene_evidence.register_forward_pre_hook(lambda _, arguments: told.append(arguments[-1]))
+    trainer.model.gene_evidence.register_forward_pre_hook(lambda _, arguments: told.append(arguments[4]))
     trainer.step(0, batch)
     assert torch.equal(told[-1], batch.fold)
     assert (batch.fold > 0).all()
