@@ -18,8 +18,7 @@ def say_nothing(text: str) -> None:
 
 def lines_on_console() -> Callable[[str], None]:
     """Prints what it is given, a line at a time: names of files and genes are neither folded nor taken for markup."""
-    console = Console(soft_wrap=True, highlight=False)
-    return lambda text: console.print(text, markup=False)
+    return Console(soft_wrap=True, highlight=False, markup=False).print
 
 
 class CellProgress:
