@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
+from mdsc.data.log_expression import log_normalised
 from mdsc.errors import UserError
 from mdsc.evaluation import generation_scores
 from mdsc.evaluation.command_output import plain_console
@@ -26,7 +27,7 @@ from mdsc.evaluation.generation_distances import (
 )
 from mdsc.evaluation.generation_gene_fits import correlation_fits, depth_fits, gene_fits, gene_moments, pearson, slope
 from mdsc.evaluation.generation_scores import FLOOR, GENERATED, IDEAL, score_generation
-from mdsc.evaluation.generation_space import ExpressionSpace, log_normalised
+from mdsc.evaluation.generation_space import ExpressionSpace
 from mdsc.evaluation.generation_table import generation_table, table_rows, verdicts
 
 GENES = 40

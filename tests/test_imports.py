@@ -28,11 +28,12 @@ MAY_IMPORT = {
     "prep": "errors atomic progress config data",
     "diffusion": "errors config data",
     "model": "errors config data diffusion hub",
-    "checkpoint": "errors atomic config data hub model",
+    "perturbation": "errors config data diffusion model",
+    "checkpoint": "errors atomic config data hub model perturbation",
     "publish": "errors config data hub model checkpoint",
-    "sampling": "errors atomic progress config data diffusion model checkpoint",
-    "training": "errors atomic progress config data diffusion hub model checkpoint prep publish",
-    "evaluation": "errors atomic config data diffusion model checkpoint sampling training",
+    "sampling": "errors atomic progress config data diffusion model perturbation checkpoint",
+    "training": "errors atomic progress config data diffusion hub model perturbation checkpoint prep publish",
+    "evaluation": "errors atomic config data diffusion model perturbation checkpoint sampling training",
 }
 # Third-party module -> the only ones of mdsc that import it.
 ONLY_IN = {"accelerate": "training", "wandb": "training", "psutil": "training", "scanpy": "prep"}
@@ -50,9 +51,10 @@ LOCAL = {
     "sklearn",
     "wandb",
 }
-LOCAL |= {"jinja2", "lightning", "magic", "ot", "rdkit", "scvi"}
+LOCAL |= {"cell_eval", "jinja2", "lightning", "magic", "ot", "rdkit", "scvi"}
 # Modules whose package has another name, and may not be installed: of the extras `baselines` and `eval`.
 OPTIONAL = {"scvi": ["scvi-tools"], "lightning": ["scvi-tools"], "magic": ["magic-impute"], "ot": ["POT"]}
+OPTIONAL |= {"cell_eval": ["cell-eval"], "diffusers": ["diffusers"]}
 # What a machine that only trains or samples need not have.
 NOT_FOR_THE_MODEL = LOCAL | {"accelerate", "beartype", "psutil", "rich", "tyro"}
 NOT_FOR_TRAINING = {"anndata", "beartype", "datasets", "diffusers", "h5py", "numba", "scanpy", "tyro", "wandb"}
@@ -161,7 +163,11 @@ def distributions(requirements: list[str]) -> set[str]:
 
 def test_what_is_imported_is_what_pyproject_names():
     optional = project()["optional-dependencies"]
-    extras = [name for extra in ("baselines", "chem", "demo", "eval", "fast", "wandb") for name in optional[extra]]
+    extras = [
+        name
+        for extra in ("baselines", "chem", "demo", "eval", "fast", "perturbation", "wandb")
+        for name in optional[extra]
+    ]
     named = distributions(project()["dependencies"] + extras)
     providers = importlib.metadata.packages_distributions() | OPTIONAL
     imported = {_top(found) for found in imports() if not found.for_types} - sys.stdlib_module_names - {"mdsc", "h5py"}

@@ -6,6 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int64
 
+from mdsc.data.log_expression import log_normalised
 from mdsc.errors import UserError
 
 NUM_COMPONENTS = 50
@@ -43,14 +44,6 @@ class ExpressionSpace:
 
     def project(self, counts: sp.csr_matrix) -> Float[np.ndarray, "cells k"]:
         return self.log_normalised(counts) @ self.components.T - self.mean @ self.components.T
-
-
-def log_normalised(counts: sp.csr_matrix, target_depth: float) -> sp.csr_matrix:
-    """log1p(count / depth of the cell * target_depth); a cell without counts stays 0."""
-    depth = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)
-    values = (sp.diags(target_depth / depth) @ counts.astype(np.float64)).tocsr()
-    values.data = np.log1p(values.data)
-    return values
 
 
 def most_variable(values: sp.csr_matrix, number: int) -> Int64[np.ndarray, " genes"]:

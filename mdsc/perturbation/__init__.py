@@ -1,0 +1,1 @@
+"""The Gaussian diffusion head: perturbed cells in a latent space, given unperturbed cells and the perturbed gene."""
