@@ -49,6 +49,9 @@ class SampleConfig:
     guidance: float = 1.0
     """How much conditions count: 1 samples the model itself, more follows them further than it would, 0 leaves them
     out. Other numbers than 0 and 1 take two passes for one."""
+    seen_under: tuple[str, ...] = ()
+    """When filling in: conditions under which the visible counts were seen, as NAME=LEVEL, where these are not those
+    of --condition; what is filled in is what the same cell would have under these."""
     sampling: Annotated[SamplerOptions, tyro.conf.arg(name="")] = field(default_factory=SamplerOptions)
     seed: int = 0
     """Seeds what is hidden and what is drawn; a cell's draws depend on it and on the cell's row."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,9 @@ Features = Mapping[str, str | Path | LevelFeatures]
 """Of further levels of condition columns: files, or what is in them."""
 
 
-def condition_pairs(texts: Iterable[str]) -> dict[str, str]:
+def condition_pairs(texts: Iterable[str], flag: str = "--condition") -> dict[str, str]:
     """["drug=DMSO_TF"] -> {"drug": "DMSO_TF"}."""
-    return named_values(texts, "--condition", "NAME=LEVEL, e.g. drug=DMSO_TF")
+    return named_values(texts, flag, "NAME=LEVEL, e.g. drug=DMSO_TF")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,8 @@ class ConditionRequest:
     """Level of each condition, the same for all cells."""
     features: Features
     guidance: float = 1.0
+    seen_under: Mapping[str, str] = field(default_factory=dict)
+    """Levels under which the visible counts of all cells were seen, where these are others."""
 
     def __post_init__(self) -> None:
         check_guidance(self.guidance)
@@ -133,16 +135,14 @@ class KnownConditions:
         """All levels that can be asked for."""
         return list(dict.fromkeys([*self.levels[column], *self.row_of.get(column, ())]))
 
-    def given(self, condition: Mapping[str, str], num_cells: int) -> CellConditions:
+    def given(self, condition: Mapping[str, str], num_cells: int, flag: str = "--condition") -> CellConditions:
         """The same for all cells; a `UserError` lists near names for what the model does not know."""
         for name, level in condition.items():
             if name not in self.levels:
                 known = near_names(name, self.levels) if self.levels else "it was trained without any"
-                raise UserError(f"--condition {name}={level}: the model has no condition {name!r}; {known}.")
+                raise UserError(f"{flag} {name}={level}: the model has no condition {name!r}; {known}.")
             if level not in (known := self.of(name)):
-                raise UserError(
-                    f"--condition {name}={level}: the model knows no such level; {near_names(level, known)}."
-                )
+                raise UserError(f"{flag} {name}={level}: the model knows no such level; {near_names(level, known)}.")
         return self.of_labels({name: np.full(num_cells, level, dtype=object) for name, level in condition.items()})
 
     def of_cells(self, obs: "pd.DataFrame", condition: Mapping[str, str], say: Callable[[str], None]) -> CellConditions:
@@ -169,6 +169,12 @@ class KnownConditions:
             if missing := int((text == "").sum()):
                 say(f"obs[{name!r}] of {missing:,} cells is missing: they are taken as cells without {name}")
         return self.of_labels(labels)
+
+    def but_for(
+        self, conditions: CellConditions, condition: Mapping[str, str], num_cells: int, flag: str = "--condition"
+    ) -> CellConditions:
+        """The conditions of these cells with the levels of `condition` in place of their own."""
+        return self.of_labels(conditions.labels | self.given(condition, num_cells, flag).labels)
 
     def of_labels(self, labels: Mapping[str, np.ndarray]) -> CellConditions:
         """Of cells with these levels of conditions that the model has; a level that it does not know is unknown."""

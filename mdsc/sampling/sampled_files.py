@@ -74,7 +74,8 @@ def _fill_in(
             say=say,
         )
         about = inpainting.about()
-        told = about | {"told": inpainting.conditions.digest()}
+        seen = "" if inpainting.seen_under is None else inpainting.seen_under.digest()
+        told = about | {"told": inpainting.conditions.digest() + seen}
         digest = _digest(checkpoint, folder, told, inpainting.size.cells, cells)
         with _kept(output, digest, len(source.var), say) as finished:
             with inpainting.progress(show=True) as progress:
@@ -180,6 +181,7 @@ def _check(config: SampleConfig) -> None:
         ("--mask-ratio", config.mask_ratio),
         ("--impute-zeros", config.impute_zeros or None),
         ("--layer", config.layer),
+        ("--seen-under", config.seen_under or None),
         ("--quantiles", config.answer.quantiles),
         ("--num-draws", None if config.answer.num_draws == 1 else config.answer.num_draws),
     ):
@@ -191,7 +193,8 @@ def _check(config: SampleConfig) -> None:
 
 def _asked(config: SampleConfig) -> ConditionRequest:
     files = feature_files(config.condition_features, "--condition-features")
-    return ConditionRequest(condition_pairs(chain(*config.condition)), files, config.guidance)
+    seen_under = condition_pairs(config.seen_under, "--seen-under")
+    return ConditionRequest(condition_pairs(chain(*config.condition)), files, config.guidance, seen_under)
 
 
 def _cells(config: SampleConfig, checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple["Path | AnnData", str]:
