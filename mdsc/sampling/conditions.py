@@ -1,7 +1,7 @@
 """Conditions of cells, as a user names them, to what the model is told: ids of levels, vectors of their features."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,10 +104,12 @@ class KnownConditions:
         self.levels = {name: list(levels) for name, levels in (model.config.condition_levels or {}).items()}
         self.vectors: dict[str, Tensor] = {}
         self.row_of: dict[str, dict[str, int]] = {}
+        self._mean: dict[str, Tensor] = {}
         for name in model.conditions.table_names:
             table = model.conditions.table(name)
             self.vectors[name] = table.vectors.detach().cpu()
             self.row_of[name] = {known: row for row, known in enumerate(table.names)}
+            self._mean[name] = (table.mean @ table.basis).detach().cpu()
         for name, given in (features or {}).items():
             self._add(model, name, given if isinstance(given, LevelFeatures) else read_features(given))
 
@@ -126,6 +128,16 @@ class KnownConditions:
         row_of |= {features.names[row]: len(row_of) + place for place, row in enumerate(new)}
         vectors = table.reduced(torch.from_numpy(features.values[new]).to(table.mean.device)).cpu()
         self.vectors[name] = torch.cat([self.vectors[name], vectors])
+
+    def add_sum(self, column: str, name: str, parts: Sequence[str]) -> None:
+        """A level whose features are the sum of those of others; of no others: features that are 0.
+
+        Vectors are features less their mean, which a sum of them would take away more than once.
+        """
+        rows = [self.row_of[column][part] for part in parts]
+        vector = self.vectors[column][rows].sum(dim=0) + (len(parts) - 1) * self._mean[column]
+        self.row_of[column][name] = len(self.vectors[column])
+        self.vectors[column] = torch.cat([self.vectors[column], vector[None]])
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ from mdsc.sampling.finished_cells import FinishedCells, task_digest
 from mdsc.sampling.held_out_cells import held_out_cells
 from mdsc.sampling.hiding import Hiding
 from mdsc.sampling.loaded_model import opened
+from mdsc.sampling.options import PredictionOptions
+from mdsc.sampling.predicted_files import predict
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 def sample(config: SampleConfig) -> Path:
     """Do it, and give the path of the file that was written."""
+    if config.perturbation:
+        return predict(config)
     say = lines_on_console()
     _check(config)
     is_filling = config.num_cells is None and config.conditions_from is None
@@ -166,6 +170,8 @@ def _check(config: SampleConfig) -> None:
     """What can be told before anything is read."""
     if config.output is not None:
         check_output(config.output, config.input)
+    if config.prediction != PredictionOptions():
+        raise UserError("--edit-fraction and the like are for --perturbation: give it, or leave them out.")
     if config.num_cells is None and config.conditions_from is None:
         if config.mask_ratio is None and config.input is None and not config.impute_zeros:
             raise UserError(
