@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mdsc.checkpoint import WEIGHTS
 from mdsc.model.modeling import MdscModel
 from mdsc.training.sharding import give, whole
-from mdsc.training.state_files import TENSORS
+from mdsc.training.state_files import TENSORS, score_of
 
 if TYPE_CHECKING:
     from mdsc.training.trainer import Trainer
@@ -110,7 +110,9 @@ def restore(trainer: "Trainer", facts: dict[str, Any], folder: Path | None) -> N
         trainer.spikes.window.restore(facts["spikes"])
     validation = facts["validation"]
     trainer.is_validation_due = validation["due"]
-    trainer.last_validation, trainer.best_validation = validation["last"], validation["best"]
+    last, best = validation["last"], validation["best"]
+    trainer.last_validation = last and {"step": last["step"], "score": score_of(last)}
+    trainer.best_validation = best and {"step": best["step"], "score": score_of(best)}
 
     sizes, model = facts["tensors"], trainer.model
     for name, size in sizes.items():
