@@ -23,6 +23,7 @@ from mdsc.training.auto_batch import settle_batch_size
 from mdsc.training.background_writer import BackgroundWriter, cannot_write
 from mdsc.training.compiled_blocks import told_failed_compilation
 from mdsc.training.cpu_processes import start_missing_processes
+from mdsc.training.gaussian_run import prepare_gaussian
 from mdsc.training.masked_run import prepare_masked
 from mdsc.training.memory_errors import told_out_of_memory
 from mdsc.training.option_checks import check
@@ -96,9 +97,10 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
             progress.say(f"going on from step {state.step:,}: {_short(state.folder)}")
             if state.step >= config.train.max_steps:
                 progress.say(f"that is all of --train.max-steps {config.train.max_steps}: give more to train on")
-        prepared = prepare_masked(config, accelerator, folder, state, progress.say)
+        prepare = prepare_masked if config.head == "masked" else prepare_gaussian
+        prepared = prepare(config, accelerator, folder, state, progress.say)
         progress.say(_summary(config, accelerator, folder, prepared.model))
-        if config.model.num_layers and config.train.pathway_steps >= config.train.max_steps:
+        if config.head == "masked" and config.model.num_layers and config.train.pathway_steps >= config.train.max_steps:
             progress.say("--train.pathway-steps takes all of --train.max-steps: the blocks will not be trained")
 
         if state is None and (run_folder / WEIGHTS).is_file():
@@ -124,7 +126,8 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
         if state is not None:
             restore(trainer, state.facts, state.folder if accelerator.is_main_process else None)
             progress.starts_at(trainer.done)
-        settle_batch_size(trainer, progress.say)
+        if config.head == "masked":
+            settle_batch_size(trainer, progress.say)
         if accelerator.is_main_process and (state is None or state.run != run_folder.resolve()):
             set_aside(run_folder)
         saver = RunSaver(trainer, accelerator, folder, writer, tracker, uploads)
@@ -148,7 +151,7 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
             return number
     if accelerator.is_main_process:
         try:
-            picture = plot_losses(run_folder, config.train.pathway_steps)
+            picture = plot_losses(run_folder, prepared.task.curves, config.train.pathway_steps)
         except OSError as error:
             raise cannot_write(run_folder, error) from error
         progress.say(f"wrote {run_folder / WEIGHTS} and {picture}")

@@ -18,12 +18,14 @@ from mdsc.perturbation.paired_batches import PairedBatch
 from mdsc.perturbation.set_losses import energy_unbiased, mmd2_unbiased, mmd2_biased
 from mdsc.perturbation.targets import noised, pointwise, regression_target, x0_of
 from mdsc.training.gaussian_validation import GaussianValidation
+from mdsc.training.plots import Curves
 from mdsc.training.task import Task
 
 
 class GaussianTask(Task):
     terms = ("loss", "pointwise", "set", "decoder")
     score = "validation_energy"
+    curves = Curves("pointwise", "training, pointwise loss", "validation_", "loss, energy distance, correlation")
 
     def __init__(
         self, config: TrainConfig, accelerator: Accelerator, head: GaussianHead, validation: GaussianValidation

@@ -18,6 +18,7 @@ from mdsc.model.latent import most_nonzero
 from mdsc.model.modeling import MdscModel
 from mdsc.model.trunk_size import training_flops
 from mdsc.training.condition_dropout import drop_conditions
+from mdsc.training.plots import Curves
 from mdsc.training.precision import uses_bf16
 from mdsc.training.task import Task
 from mdsc.training.validation import record, share_of, validate
@@ -26,6 +27,7 @@ from mdsc.training.validation import record, share_of, validate
 class MaskedTask(Task):
     terms = ("loss", "nll", "ordinal")
     score = "validation_nll"
+    curves = Curves("nll", "training, any mask ratio", "validation_nll_at_", "nats per hidden gene")
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mdsc.data.cell_tensors import CellTensors
 from mdsc.data.tokenizers import Tokenizer
+from mdsc.training.plots import Curves
 
 
 class Task(ABC):
@@ -20,6 +21,8 @@ class Task(ABC):
     """What `losses` gives and metrics.jsonl shows; "loss" comes first."""
     score: str
     """Of what `validate` gives, the number by which states are compared; the lower, the better."""
+    curves: Curves
+    """What the picture of the run shows."""
     least_cells: int = 2
     """That losses can be taken of."""
     tokenizer: Tokenizer | None = None

@@ -60,6 +60,7 @@ class Trainer:
         self.progress = progress
         self.tracker = tracker
         self.device = accelerator.device
+        self.model_class = type(model)  # sharding makes another one of it
         self.micro_batch_size = micro_batch_size(config.train, accelerator.num_processes)
         self.uses_bf16 = uses_bf16(config.train.precision, self.device)
         self.model = place(model, accelerator, in_bf16=self.uses_bf16).train()

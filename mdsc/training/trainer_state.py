@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mdsc.checkpoint import WEIGHTS
-from mdsc.model.modeling import MdscModel
 from mdsc.training.sharding import give, whole
 from mdsc.training.state_files import TENSORS, score_of
 
@@ -28,7 +28,7 @@ class HostCopy:
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self.model: MdscModel | None = None
+        self.model: PreTrainedModel | None = None
         """With the averaged weights."""
 
     @torch.no_grad()
@@ -40,7 +40,7 @@ class HostCopy:
         device, keeps = trainer.device, trainer.accelerator.is_main_process
         if keeps and self.model is None:
             with torch.device("meta"):
-                model = MdscModel(trainer.model.config)
+                model = trainer.model_class(trainer.model.config)
             self.model = model.to_empty(device="cpu").eval().requires_grad_(False)
         averaged = self.model.state_dict() if keeps else {}
         for name in trainer.ema.names():
