@@ -20,6 +20,7 @@ from mdsc.data.loader import CellLoader
 from mdsc.data.shards import ShardFolder
 from mdsc.evaluation.inpaint import MODEL, ModelPredictor, score_inpainting
 from mdsc.training.command import train_to_the_end
+from mdsc.training.masked_task import MaskedTask
 from mdsc.training.progress import RunProgress
 from mdsc.training.sharding import make_accelerator
 from mdsc.training.trainer import Trainer
@@ -82,9 +83,9 @@ class Stopwatch(RunProgress):
         self.cpu_seconds += time.process_time() - self._lap
         self._lap = None
 
-    def validated(self, values: dict[str, float | int]) -> None:
-        super().validated(values)
-        self._nll = values["validation_nll"]
+    def validated(self, name: str, score: float) -> None:
+        super().validated(name, score)
+        self._nll = score
 
     def done(self, step: int) -> None:
         super().done(step)
@@ -126,14 +127,9 @@ def step_flops(config: TrainConfig, *, pathway_only: bool = False, steps: int = 
         seed=config.seed,
         global_batch_size=batch_size,
     )
-    trainer = Trainer(
-        config,
-        make_accelerator(),
-        model,
-        checkpoint.tokenizer,
-        validation_cells=loader.validation_batch(1),
-        progress=RunProgress(steps, show=False),
-    )
+    accelerator = make_accelerator()
+    task = MaskedTask(config, accelerator, model, checkpoint.tokenizer, loader.validation_batch(1))
+    trainer = Trainer(config, accelerator, model, task, progress=RunProgress(steps, show=False))
     batches = loader.iterate()
     trainer.step(0, next(batches))  # a phase begins with a pass of its own
     with FlopCounterMode(display=False) as counter:

@@ -41,6 +41,7 @@ def _fed(plan: Plan, shards: Path, size: str, workers: int) -> dict:
     from mdsc.data.loader import CellLoader
     from mdsc.data.shards import ShardFolder
     from mdsc.data.tokenizers import make_tokenizer
+    from mdsc.training.masked_task import MaskedTask
     from mdsc.training.progress import RunProgress
     from mdsc.training.sharding import make_accelerator
     from mdsc.training.trainer import Trainer
@@ -62,20 +63,15 @@ def _fed(plan: Plan, shards: Path, size: str, workers: int) -> dict:
     cells = CellLoader(
         folder, tokenizer, config.data, seed=0, global_batch_size=config.train.global_batch_size, levels={}
     )
-    model = config.model
+    sizes = config.model
     shape = Shape(
-        model.hidden_size, model.num_layers, model.num_heads, model.state_size, config.data.num_genes, 1,
+        sizes.hidden_size, sizes.num_layers, sizes.num_heads, sizes.state_size, config.data.num_genes, 1,
         len(folder.vocabulary),
     )  # fmt: skip
     torch.manual_seed(0)
-    trainer = Trainer(
-        config,
-        accelerator,
-        mdsc_model(shape, tokenizer.num_tokens, "sdpa"),  # nothing is fitted: it is for speed alone
-        tokenizer,
-        validation_cells=cells.validation_batch(4),
-        progress=RunProgress(1, show=False),
-    )
+    model = mdsc_model(shape, tokenizer.num_tokens, "sdpa")  # nothing is fitted: it is for speed alone
+    task = MaskedTask(config, accelerator, model, tokenizer, cells.validation_batch(4))
+    trainer = Trainer(config, accelerator, model, task, progress=RunProgress(1, show=False))
     with closing(cells.iterate(0, trainer.device)) as batches:
         first = next(batches).to(trainer.device)
         same = _rate(trainer, itertools.repeat(first), seconds)

@@ -1,4 +1,4 @@
-"""transformers' AutoConfig and AutoModel learn of our model when they are imported, and not before.
+"""transformers' AutoConfig and AutoModel learn of our models when they are imported, and not before.
 
 Registering takes the classes, and these take torch and transformers: seconds that `mdsc --help` and each worker of a
 data preparation would spend on nothing. So each of the two modules registers ours at the end of its own import.
@@ -13,8 +13,8 @@ from types import ModuleType
 # transformers' module -> ours that registers. AutoConfig alone must not lead to the network: transformers imports it
 # while the base class of all networks is still in the making.
 REGISTERS = {
-    "transformers.models.auto.configuration_auto": "mdsc.model.configuration",
-    "transformers.models.auto.modeling_auto": "mdsc.model.modeling",
+    "transformers.models.auto.configuration_auto": ("mdsc.model.configuration", "mdsc.perturbation.configuration"),
+    "transformers.models.auto.modeling_auto": ("mdsc.model.modeling", "mdsc.perturbation.head"),
 }
 
 
@@ -22,9 +22,14 @@ def register_when_imported() -> None:
     """Register with what is imported already, and leave word for the rest."""
     for theirs, ours in REGISTERS.items():
         if theirs in sys.modules:
-            importlib.import_module(ours)
+            _import_all(ours)
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def _import_all(modules: tuple[str, ...]) -> None:
+    for module in modules:
+        importlib.import_module(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -40,9 +45,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """Loads as `loader` does, and then imports the module that registers."""
+    """Loads as `loader` does, and then imports the modules that register."""
 
-    def __init__(self, loader: importlib.abc.Loader, then: str):
+    def __init__(self, loader: importlib.abc.Loader, then: tuple[str, ...]):
         self._loader = loader
         self._then = then
 
@@ -51,7 +56,7 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        importlib.import_module(self._then)
+        _import_all(self._then)
 
     def __getattr__(self, name: str):
         return getattr(self._loader, name)

@@ -11,6 +11,7 @@ It is the top level of a run's folder, beside metrics.jsonl and loss.png, and th
 
 import filecmp
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,6 +32,8 @@ from mdsc.errors import UserError
 from mdsc.hub.download import download
 from mdsc.hub.repository import as_repository, name_of_cached
 from mdsc.model.modeling import MdscModel
+from mdsc.perturbation.configuration import MODEL_TYPE
+from mdsc.perturbation.head import GaussianHead
 
 WEIGHTS = "model.safetensors"
 TRAINING = "training.yaml"
@@ -40,9 +43,10 @@ TRAINING = "training.yaml"
 class Checkpoint:
     """A model and what is needed to use it."""
 
-    model: MdscModel
+    model: MdscModel | GaussianHead
     """On the CPU, float32, in evaluation mode."""
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """None for a Gaussian head, which reads no tokens."""
     vocabulary: GeneVocabulary
     statistics: GeneStatistics
     config: TrainConfig | None
@@ -68,7 +72,8 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         # safetensors makes a file that its owner alone can read.
         shutil.copymode(beside / "config.json", beside / WEIGHTS)
         checkpoint.vocabulary.save(beside, checkpoint.statistics)
-        save_tokenizer(checkpoint.tokenizer, beside)
+        if checkpoint.tokenizer is not None:
+            save_tokenizer(checkpoint.tokenizer, beside)
         if checkpoint.config is not None:
             (beside / TRAINING).write_text(dump(checkpoint.config), encoding="utf-8")
         (beside / quarantine.FILE_NAME).write_text(quarantine.to_json(checkpoint.quarantined), encoding="utf-8")
@@ -117,13 +122,17 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     folder = checkpoint_folder(checkpoint)
     _require_model(folder)
     vocabulary, statistics = GeneVocabulary.load(folder), GeneStatistics.load(folder)
-    tokenizer = load_tokenizer(folder)
     model = load_model(folder)
-    shape = (model.config.num_genes, model.config.num_tokens)
-    if shape != (len(vocabulary), tokenizer.num_tokens):
+    tokenizer = None if isinstance(model, GaussianHead) else load_tokenizer(folder)
+    if model.config.num_genes != len(vocabulary):
         raise UserError(
-            f"{folder}: the model has {shape[0]} genes and {shape[1]} tokens, but genes.parquet has {len(vocabulary)} "
-            f"and tokenizer.json {tokenizer.num_tokens}: these files are of different checkpoints."
+            f"{folder}: the model has {model.config.num_genes} genes, but genes.parquet has {len(vocabulary)}: these "
+            "files are of different checkpoints."
+        )
+    if tokenizer is not None and model.config.num_tokens != tokenizer.num_tokens:
+        raise UserError(
+            f"{folder}: the model has {model.config.num_tokens} tokens, but tokenizer.json has {tokenizer.num_tokens}: "
+            "these files are of different checkpoints."
         )
     training = folder / TRAINING
     config = parse(TrainConfig, ["--config", str(training)]) if training.is_file() else None
@@ -132,7 +141,27 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     return Checkpoint(model, tokenizer, vocabulary, statistics, config, quarantined)
 
 
-def load_model(folder: str | Path) -> MdscModel:
+def load_masked(checkpoint: str | Path) -> Checkpoint:
+    """As `load_checkpoint`; UserError where it is no masked model's."""
+    loaded = load_checkpoint(checkpoint)
+    if isinstance(loaded.model, GaussianHead):
+        raise UserError(
+            f"--checkpoint {checkpoint} is a Gaussian head, which predicts perturbed cells (sample.py --perturbation) "
+            "and has no likelihood of counts: give a masked model's."
+        )
+    return loaded
+
+
+def model_class(folder: Path) -> type[MdscModel] | type[GaussianHead]:
+    """What config.json says that the model is."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None  # whoever reads it will say what is wrong
+    return GaussianHead if kind == MODEL_TYPE else MdscModel
+
+
+def load_model(folder: str | Path) -> MdscModel | GaussianHead:
     """Read config.json and model.safetensors.
 
     transformers fills what a weights file lacks with random numbers and a log message; here that is an error. Nothing
@@ -142,7 +171,7 @@ def load_model(folder: str | Path) -> MdscModel:
     _require_model(folder)
     try:
         with _quiet_transformers():
-            model, found = MdscModel.from_pretrained(
+            model, found = model_class(folder).from_pretrained(
                 folder,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that they are in `found`, by name

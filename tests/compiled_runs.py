@@ -22,14 +22,14 @@ def compare(config: TrainConfig) -> dict:
         trainer, loader = tiny_trainer(replace(config, train=replace(config.train, compile=wanted)))
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-        losses, step = [], trainer._losses
+        losses, step = [], trainer.task.losses
 
         def told(*arguments, losses=losses, step=step):
             values = step(*arguments)
             losses.append(values["loss"].detach())
             return values
 
-        trainer._losses = told
+        trainer.task.losses = told
         trainer.run(loader.iterate(), save=lambda done: None)
         counters = torch._dynamo.utils.counters
         found[wanted] = (torch.cat(losses), [*trainer.parameters], list(trainer.model.state_dict()), trainer)
@@ -41,7 +41,7 @@ def compare(config: TrainConfig) -> dict:
         "names": names[0] == names[1],
         "graphs": counters["stats"]["unique_graphs"],
         "breaks": sum(counters["graph_break"].values()),
-        "validation": [t.last_validation["nll"] for t in (found[False][3], trainer)],
+        "validation": [t.last_validation["score"] for t in (found[False][3], trainer)],
     }
 
 

@@ -75,14 +75,14 @@ def test_no_other_word_is_a_size(folder: Path, capsys):
 
 def lacking(trainer: Trainer, most: int) -> None:
     """From now on more than `most` cells do not fit."""
-    losses = trainer._losses
+    losses = trainer.task.losses
 
     def with_little_memory(model, step, cells):
         if len(cells) > most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return losses(model, step, cells)
 
-    trainer._losses = with_little_memory
+    trainer.task.losses = with_little_memory
 
 
 def settled(folder: Path, monkeypatch, *, most: int, **options) -> tuple[Trainer, list[str]]:

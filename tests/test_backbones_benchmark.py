@@ -104,7 +104,7 @@ def test_the_stopwatch_leaves_validation_out():
 
     def validate(nll: float, step: int) -> None:
         busy(0.2)
-        watch.validated({"validation_nll": nll})
+        watch.validated("validation_nll", nll)
         watch.done(step)
 
     validate(1.0, 0)

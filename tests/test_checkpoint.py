@@ -28,7 +28,7 @@ def saved(tmp_path_factory) -> tuple[Path, Checkpoint]:
     shards = ShardFolder.open(config.data.dir)
     copy = HostCopy()
     copy.take(trainer)
-    checkpoint = Checkpoint(copy.model, trainer.tokenizer, shards.vocabulary, shards.statistics, config)
+    checkpoint = Checkpoint(copy.model, trainer.task.tokenizer, shards.vocabulary, shards.statistics, config)
     save_checkpoint(config.output_dir, checkpoint)
     return Path(config.output_dir), checkpoint
 

@@ -123,6 +123,7 @@ def test_training_drops_and_validation_does_not(tmp_path):
     from mdsc.data.shard_statistics import shard_statistics
     from mdsc.data.tokenizers import make_tokenizer
     from mdsc.model.initialisation import build_model
+    from mdsc.training.masked_task import MaskedTask
     from mdsc.training.progress import RunProgress
     from mdsc.training.trainer import Trainer
 
@@ -133,14 +134,10 @@ def test_training_drops_and_validation_does_not(tmp_path):
     loader = CellLoader(folder, tokenizer, config.data, seed=0, global_batch_size=16, levels=levels)
     model = build_model(config.model, tokenizer, statistics, levels)
     validation_cells = loader.validation_batch(24)
-    trainer = Trainer(
-        config,
-        Accelerator(cpu=True),
-        model,
-        tokenizer.with_values(statistics.token_mean_count),
-        validation_cells=validation_cells,
-        progress=RunProgress(3, show=False),
-    )
+    accelerator = Accelerator(cpu=True)
+    tokenizer = tokenizer.with_values(statistics.token_mean_count)
+    task = MaskedTask(config, accelerator, model, tokenizer, validation_cells)
+    trainer = Trainer(config, accelerator, model, task, progress=RunProgress(3, show=False))
     seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     model.conditions.register_forward_pre_hook(lambda part, inputs: seen[part.training].append(inputs[0]["drug"]))
     batches = loader.iterate()

@@ -398,7 +398,7 @@ def test_the_latents_learn_what_the_pathway_does_not_tell(tmp_path: Path, monkey
 
     def nll(model: MdscModel) -> float:
         predict = lambda *inputs: model(*inputs).logits  # noqa: E731
-        return validate(predict, trainer.validation_cells, trainer.tokenizer, (0.5,), batch_size=64)[0.5].nll
+        return validate(predict, trainer.task.validation_cells, trainer.task.tokenizer, (0.5,), batch_size=64)[0.5].nll
 
     at_the_start = nll(trainer.model.eval())  # the gene marginal
     trainer.model.train()

@@ -54,7 +54,7 @@ def test_weights_gradients_moments_and_averages_are_exact(folder: Path):
 
 def kept_by(trainer: Trainer, cells: int) -> int:
     batch = _blank_cells(cells, 48, CPU)
-    return saved_bytes(lambda: trainer._losses(trainer.model, 0, batch)["loss"].sum(), trainer.model)
+    return saved_bytes(lambda: trainer.task.losses(trainer.model, 0, batch)["loss"].sum(), trainer.model)
 
 
 @pytest.mark.parametrize("recomputed", [False, True])

@@ -14,12 +14,12 @@ from mdsc.training.progress import RunProgress
 def shown(*, is_terminal: bool, show: bool = True) -> str:
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=120, quiet=not show)
     with RunProgress(100, show=show, console=console) as run:
-        run.validated({"validation_nll": 1.25})
+        run.validated("validation_nll", 1.25)
         run.done(0)
         for step in (10, 20):
             run.measured({"loss": 1.5, "cells_per_second": 1234.5, "model_flops_per_second": 2.5e14, "mfu": 0.4567})
             run.done(step)
-        run.validated({"validation_nll": 1.0})
+        run.validated("validation_nll", 1.0)
         run.done(100)
     return console.file.getvalue()
 

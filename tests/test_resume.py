@@ -80,7 +80,7 @@ def test_all_counters_come_back(folder: Path):
     one, other = (tiny_trainer(tiny_config(folder))[0] for _ in range(2))
     one.guard.skipped, one.guard.in_a_row = 5, 3
     one.is_validation_due = False
-    one.last_validation, one.best_validation = {"step": 4, "nll": 2.0}, {"step": 2, "nll": 1.5}
+    one.last_validation, one.best_validation = {"step": 4, "score": 2.0}, {"step": 2, "score": 1.5}
     one.ema.num_updates = 7
     one.spikes.window.add(4, 2.0, 1.0)
     one.spikes.window.count = 2

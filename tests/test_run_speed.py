@@ -63,12 +63,12 @@ def test_speeds_of_a_line_that_a_state_cuts_in_two(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(step_averages.time, "perf_counter", lambda: now[0])
     values, is_finite = torch.ones(4, dtype=torch.float64), torch.tensor(True)
-    one = StepAverages(CPU, cells_per_step=16, peak_flops=1e6)
+    one = StepAverages(NAMES, CPU, cells_per_step=16, peak_flops=1e6)
     one.add(values, is_finite, 3000)
     now[0] = 2.0
     state = json.loads(json.dumps(one.state()))
     now[0] = 50.0
-    other = StepAverages(CPU, cells_per_step=16, peak_flops=1e6)
+    other = StepAverages(NAMES, CPU, cells_per_step=16, peak_flops=1e6)
     other.restore(state)
     other.add(values, is_finite, 1000)
     now[0] = 52.0
@@ -81,7 +81,7 @@ def test_speeds_of_a_line_that_a_state_cuts_in_two(monkeypatch):
 def test_a_pause_is_no_time_of_training(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(step_averages.time, "perf_counter", lambda: now[0])
-    averages = StepAverages(CPU, cells_per_step=16)
+    averages = StepAverages(NAMES, CPU, cells_per_step=16)
     averages.add(torch.ones(4, dtype=torch.float64), torch.tensor(True), 3000)
     now[0] = 2.0
     with averages.paused():

@@ -12,9 +12,10 @@ from mdsc.config.schema import OptimConfig, TrainConfig
 from mdsc.data.folds import NUM_FOLDS
 from mdsc.errors import UserError
 from mdsc.training.finite_guard import PATIENCE
+from mdsc.training.precision import uses_bf16
 from mdsc.training.step_averages import CLOCKED
 from mdsc.training.tracking import Tracker, read_metrics
-from mdsc.training.trainer import Trainer, uses_bf16
+from mdsc.training.trainer import Trainer
 from mdsc.training.validation import validate
 
 
@@ -92,13 +93,13 @@ def test_the_pathway_phase_leaves_the_blocks_and_their_moments_alone(folder: Pat
 
 def spoil(trainer: Trainer, steps: set[int]) -> None:
     """Make the loss NaN at these steps."""
-    losses = trainer._losses
+    losses = trainer.task.losses
 
     def spoiled(model, step, cells):
         values = losses(model, step, cells)
         return {name: value * torch.nan if step in steps else value for name, value in values.items()}
 
-    trainer._losses = spoiled
+    trainer.task.losses = spoiled
 
 
 def spoil_gradient(trainer: Trainer, steps: set[int]) -> None:
@@ -154,7 +155,7 @@ def test_saving_and_logging_come_at_their_steps_and_at_the_end(folder: Path):
 def test_validation_does_not_depend_on_its_batch_size(folder: Path):
     trainer, _ = tiny_trainer(tiny_config(folder))
     predict = lambda *inputs: trainer.model(*inputs).logits  # noqa: E731
-    arguments = (predict, trainer.validation_cells, trainer.tokenizer, (0.2, 0.8))
+    arguments = (predict, trainer.task.validation_cells, trainer.task.tokenizer, (0.2, 0.8))
     one, other = (validate(*arguments, batch_size=size) for size in (5, 24))
     assert list(one) == [0.2, 0.8]
     for ratio in one:
@@ -180,13 +181,13 @@ def test_a_training_cell_is_read_without_its_fold_and_a_validation_cell_with_all
 def test_validation_scores_hidden_positions_alone(folder: Path):
     """A predictor that is sure of the truth where it sees it, and knows nothing elsewhere, scores log V."""
     trainer, _ = tiny_trainer(tiny_config(folder))
-    num_tokens = trainer.tokenizer.num_tokens
+    num_tokens = trainer.task.tokenizer.num_tokens
 
     def predict(gene_ids, tokens, counts, is_pad, categories, vectors):
         seen = tokens < num_tokens
         return 100.0 * torch.nn.functional.one_hot(tokens.clamp(max=num_tokens - 1), num_tokens) * seen[..., None]
 
-    scores = validate(predict, trainer.validation_cells, trainer.tokenizer, (0.5,), batch_size=8)
+    scores = validate(predict, trainer.task.validation_cells, trainer.task.tokenizer, (0.5,), batch_size=8)
     assert scores[0.5].nll == pytest.approx(torch.tensor(float(num_tokens)).log().item(), rel=1e-6)
 
 
@@ -203,5 +204,5 @@ def test_bf16_trains_in_float32_weights(folder: Path):
     [("auto", True, True), ("auto", False, False), ("fp32", True, False), ("bf16", False, True)],
 )
 def test_precision(monkeypatch, precision: str, computes: bool, expected: bool):
-    monkeypatch.setattr("mdsc.training.trainer.computes_bf16", lambda device: computes)
+    monkeypatch.setattr("mdsc.training.precision.computes_bf16", lambda device: computes)
     assert uses_bf16(OptimConfig(precision=precision).precision, torch.device("cpu")) is expected

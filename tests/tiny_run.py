@@ -13,6 +13,7 @@ from mdsc.data.shard_statistics import shard_statistics
 from mdsc.data.shards import ShardFolder
 from mdsc.data.tokenizers import make_tokenizer
 from mdsc.model.initialisation import build_model
+from mdsc.training.masked_task import MaskedTask
 from mdsc.training.progress import RunProgress
 from mdsc.training.tracking import Tracker
 from mdsc.training.trainer import Trainer
@@ -72,16 +73,10 @@ def tiny_trainer(config: TrainConfig, *, tracker: Tracker | None = None) -> tupl
         folder, tokenizer, config.data, seed=config.seed, global_batch_size=config.train.global_batch_size
     )
     torch.manual_seed(config.seed)
-    trainer = Trainer(
-        config,
-        Accelerator(cpu=True),
-        build_model(config.model, tokenizer, statistics),
-        tokenizer,
-        validation_cells=loader.validation_batch(config.validation.num_cells),
-        progress=RunProgress(config.train.max_steps, show=False),
-        tracker=tracker,
-    )
-    return trainer, loader
+    model, accelerator = build_model(config.model, tokenizer, statistics), Accelerator(cpu=True)
+    task = MaskedTask(config, accelerator, model, tokenizer, loader.validation_batch(config.validation.num_cells))
+    progress = RunProgress(config.train.max_steps, show=False)
+    return Trainer(config, accelerator, model, task, progress=progress, tracker=tracker), loader
 
 
 def with_train(config: TrainConfig, **changes) -> TrainConfig:

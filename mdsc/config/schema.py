@@ -200,11 +200,76 @@ class HubConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GaussianConfig:
+    """Options of --head gaussian: diffusion of perturbed cells in the latents of log expression."""
+
+    perturbation_column: str = "perturbation"
+    """Condition column of the shards that tells the perturbation: symbols of genes, joined by +."""
+    control: str = "ctrl"
+    """Its value for unperturbed cells."""
+    context_columns: tuple[str, ...] = ()
+    """Condition columns, such as cell_type, within which cells are compared: unperturbed cells are of the same."""
+    batch_column: str | None = None
+    """Condition column of the batch, for --gaussian.matching and the pooled unperturbed cells; none where not given."""
+    pca_size: int | None = 50
+    """Principal components that are the latents; none: all genes, each in standard deviations."""
+    pca_fit: Literal["train", "per_split"] = "train"
+    """Which cells the components are fitted to. per_split is the parents' way, in which unperturbed cells are read by a
+    PCA of their own when cells are predicted: the axes then mean something else, and a warning says so."""
+    start: Literal["ridge", "none"] = "ridge"
+    """What the diffusion is around: the shift that a ridge regression on the gene embedding (and on the context's
+    unperturbed cells, where there are several contexts) expects, or nothing."""
+    denoiser: Literal["adaln", "mlp", "set"] = "adaln"
+    """Network: a residual MLP with adaLN-Zero, the parents' residual MLP, or blocks in which the cells of a set look at
+    each other."""
+    width: int = 512
+    """Its width."""
+    num_layers: int = 6
+    """Its blocks."""
+    dropout: float = 0.0
+    """Dropout within its blocks."""
+    vector_dropout: float = 0.1
+    """Share of the numbers of a gene embedding that a training cell does not see."""
+    target: Literal["flow", "v", "edm", "epsilon"] = "v"
+    """What the network is asked for: x0 - noise along straight paths, v, EDM's preconditioned x0, or the noise."""
+    noise: Literal["auto", "linear", "cosine", "flow", "edm"] = "auto"
+    """Noise levels of training; auto: flow for flow, cosine for v, edm for edm, linear (DDPM) for epsilon."""
+    set_loss: Literal["none", "mmd", "energy", "noise_mmd"] = "none"
+    """Beside the pointwise loss: unbiased MMD or energy distance of the denoised cells of a perturbation to its real
+    ones; noise_mmd is the parents' MMD between predicted and true noise, which can vanish with nothing learnt."""
+    set_weight: float = 0.1
+    """Its weight."""
+    set_size: int = 32
+    """Cells of one perturbation and context that a batch holds together; it divides --train.batch-size."""
+    matching: Literal["batch", "random", "ot"] = "batch"
+    """Which unperturbed cell a perturbed one is told of: one of its batch, any of its context, or the one that optimal
+    transport gives it (needs POT: pip install "mdsc[perturbation]")."""
+    cell_condition: bool = True
+    """Whether the network is told that cell, beside the mean of all unperturbed cells of its batch and context."""
+    decoder_width: int = 0
+    """Width of the network that corrects the exact inverse of the PCA; 0 leaves it out."""
+    decoder_weight: float = 1.0
+    """Weight of its losses."""
+    generated_share: float = 0.25
+    """Share of the sets of a step of which the decoder is also given generated latents, at the end of training."""
+    generated_from: float = 0.5
+    """Share of --train.max-steps after which that begins; it then rises evenly from 0."""
+    sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler_edm", "heun_edm", "flow_euler"] = "dpm++"
+    """Sampler of `sample.py`, of validation and of the decoder's generated latents."""
+    num_steps: int = 20
+    """Its steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
+    head: Literal["masked", "gaussian"] = "masked"
+    """What is trained: the masked model of counts (--model, --tokenizer, --objective), or the Gaussian head, which
+    predicts perturbed cells in latents of log expression (--gaussian)."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    gaussian: GaussianConfig = field(default_factory=GaussianConfig)
     train: OptimConfig = field(default_factory=OptimConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

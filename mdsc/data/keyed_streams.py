@@ -29,6 +29,9 @@ class Purpose(IntEnum):
     FOLD = 9
     SUBSET = 10
     SUBSTITUTE = 11
+    UNITS = 12
+    SET_CELLS = 13
+    MATCHING = 14
 
 
 def stream(purpose: Purpose, seed: int, *address: int) -> np.random.Philox:

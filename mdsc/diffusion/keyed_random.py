@@ -22,6 +22,9 @@ class Stream(IntEnum):
     TOKEN = 4  # and with what
     DROPOUT = 5  # which features a layer drops
     BLOCK = 6  # which genes a backbone sees together
+    NOISE = 7  # Gaussian noise of latents
+    LEVEL = 8  # and how much of it
+    VECTOR = 9  # which numbers of a gene embedding are dropped
     CONDITION = 16  # which conditions of a cell are unknown in training
 
 

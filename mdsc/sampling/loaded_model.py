@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from mdsc import __version__
-from mdsc.checkpoint import Checkpoint, load_checkpoint
+from mdsc.checkpoint import Checkpoint, load_masked
 from mdsc.diffusion.evidence import Predict
 
 
 def opened(checkpoint: str | Path | Checkpoint) -> Checkpoint:
-    """The checkpoint of a folder, on a GPU if there is one; one that is loaded stays as and where it is."""
+    """A masked model's checkpoint of a folder, on a GPU if there is one; one that is loaded stays as and where it is."""
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_masked(checkpoint)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded
 

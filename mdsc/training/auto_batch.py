@@ -84,8 +84,8 @@ def trial_fits(trainer: Trainer, cells: int, reserve: int = 0) -> bool:
     try:
         with _room_taken(trainer, reserve), uncompiled(trainer.config):
             batch = _blank_cells(cells, _num_genes(trainer), device)
-            trainer._batch_max_nonzero = _num_genes(trainer)  # each step sets it anew
-            trainer._losses(trainer.model, step, batch)["loss"].sum().backward()
+            trainer.task.receive(batch)
+            trainer.task.losses(trainer.model, step, batch)["loss"].sum().backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
     except torch.OutOfMemoryError:

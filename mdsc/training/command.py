@@ -8,31 +8,27 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import nn
 
 from mdsc.checkpoint import WEIGHTS
 from mdsc.config.schema import DataConfig, TrainConfig
 from mdsc.config.shipped import shipped_config
 from mdsc.config.yaml_flags import parse
-from mdsc.data.condition_levels import condition_features, condition_levels
-from mdsc.data.level_features import FittedFeatures
-from mdsc.data.loader import CellLoader
 from mdsc.data.range_cache import RangeCache
 from mdsc.data.shard_mixture import open_shards
-from mdsc.data.shard_statistics import shard_statistics
 from mdsc.data.shards import ShardFolder
-from mdsc.data.tokenizers import Tokenizer, make_tokenizer
 from mdsc.errors import UserError
-from mdsc.model.initialisation import build_model
 from mdsc.publish.uploads import Uploads
 from mdsc.training.auto_batch import settle_batch_size
 from mdsc.training.background_writer import BackgroundWriter, cannot_write
 from mdsc.training.compiled_blocks import told_failed_compilation
 from mdsc.training.cpu_processes import start_missing_processes
+from mdsc.training.gaussian_run import prepare_gaussian
+from mdsc.training.masked_run import prepare_masked
 from mdsc.training.memory_errors import told_out_of_memory
 from mdsc.training.option_checks import check
 from mdsc.training.plots import plot_losses
+from mdsc.training.precision import uses_bf16
 from mdsc.training.process_talk import largest, on_main
 from mdsc.training.progress import RunProgress
 from mdsc.training.quarantine_log import QuarantineLog
@@ -44,7 +40,7 @@ from mdsc.training.sharding import asked_for_sharding, make_accelerator
 from mdsc.training.state_files import set_aside
 from mdsc.training.stop_signals import StopSignals
 from mdsc.training.tracking import Tracker
-from mdsc.training.trainer import Trainer, uses_bf16
+from mdsc.training.trainer import Trainer
 from mdsc.training.trainer_state import restore
 
 DESCRIPTION = (
@@ -91,7 +87,6 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
     # In quarantine a truncated file is one with corrupt row groups.
     stops = config.data.on_corrupt == "stop"
     folder = open_shards(config.data.dir, verify=config.data.verify, check_sizes=stops, cache=cache)
-    levels = condition_levels(folder, config.data.condition_columns)
     run_folder = Path(config.output_dir)
     with ExitStack() as stack:
         lock = stack.enter_context(RunLock(run_folder, progress.say))
@@ -102,26 +97,10 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
             progress.say(f"going on from step {state.step:,}: {_short(state.folder)}")
             if state.step >= config.train.max_steps:
                 progress.say(f"that is all of --train.max-steps {config.train.max_steps}: give more to train on")
-        tokenizer = make_tokenizer(config.tokenizer.name, config.tokenizer.num_tokens)
-        loader = CellLoader(
-            folder,
-            tokenizer,
-            config.data,
-            seed=config.seed,
-            global_batch_size=config.train.global_batch_size,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            levels=levels,
-            quarantined=state.quarantined if state else (),
-        )
-        validation_cells = loader.validation_batch(config.validation.num_cells)
-        if state is not None:
-            model, tokenizer = state.build(config.model.attention)
-        else:
-            features = condition_features(config.data.condition_features, levels, progress.say)
-            model, tokenizer = _new_model(config, loader, levels, features)
-        progress.say(_summary(config, accelerator, folder, model))
-        if config.model.num_layers and config.train.pathway_steps >= config.train.max_steps:
+        prepare = prepare_masked if config.head == "masked" else prepare_gaussian
+        prepared = prepare(config, accelerator, folder, state, progress.say)
+        progress.say(_summary(config, accelerator, folder, prepared.model))
+        if config.head == "masked" and config.model.num_layers and config.train.pathway_steps >= config.train.max_steps:
             progress.say("--train.pathway-steps takes all of --train.max-steps: the blocks will not be trained")
 
         if state is None and (run_folder / WEIGHTS).is_file():
@@ -137,23 +116,23 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
         trainer = Trainer(
             config,
             accelerator,
-            model,
-            tokenizer,
-            validation_cells=validation_cells,
+            prepared.model,
+            prepared.task,
             progress=progress,
             tracker=tracker,
             wants_stop=lambda: signals.number > 0 or writer.has_failed,
-            addresses=loader.plan.addresses,
+            addresses=prepared.addresses,
         )
         if state is not None:
             restore(trainer, state.facts, state.folder if accelerator.is_main_process else None)
             progress.starts_at(trainer.done)
-        settle_batch_size(trainer, progress.say)
+        if config.head == "masked":
+            settle_batch_size(trainer, progress.say)
         if accelerator.is_main_process and (state is None or state.run != run_folder.resolve()):
             set_aside(run_folder)
         saver = RunSaver(trainer, accelerator, folder, writer, tracker, uploads)
         quarantine_log = QuarantineLog(
-            accelerator, loader.quarantined, progress, tracker, known=state.quarantined if state else ()
+            accelerator, prepared.quarantined, progress, tracker, known=state.quarantined if state else ()
         )
 
         def save(done: int) -> None:
@@ -161,7 +140,7 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
 
         quarantine_log.update(trainer.done)
         with told_out_of_memory(config, accelerator.num_processes), told_failed_compilation(config):
-            trainer.run(loader.iterate(trainer.done, accelerator.device), save, logged=quarantine_log.update)
+            trainer.run(prepared.batches(trainer.done, accelerator.device), save, logged=quarantine_log.update)
         saver.finish()
         if trainer.is_stopping:
             number = largest(accelerator, signals.number)
@@ -172,7 +151,7 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
             return number
     if accelerator.is_main_process:
         try:
-            picture = plot_losses(run_folder, config.train.pathway_steps)
+            picture = plot_losses(run_folder, prepared.task.curves, config.train.pathway_steps)
         except OSError as error:
             raise cannot_write(run_folder, error) from error
         progress.say(f"wrote {run_folder / WEIGHTS} and {picture}")
@@ -187,25 +166,6 @@ def train_to_the_end(config: TrainConfig, accelerator: Accelerator, progress: Ru
     if train(config, accelerator, progress):
         raise KeyboardInterrupt
     return Path(config.output_dir)
-
-
-def _new_model(
-    config: TrainConfig, loader: CellLoader, levels: dict, features: dict[str, FittedFeatures]
-) -> tuple[nn.Module, Tokenizer]:
-    """A model that starts from the statistics of the training cells, and the tokenizer with its fitted values."""
-    folder, tokenizer = loader.folder, loader.tokenizer
-    statistics = shard_statistics(
-        folder,
-        tokenizer,
-        rank=max(config.model.state_size, config.model.factor_size),
-        validation_fraction=config.data.validation_fraction,
-        cross_fit=config.model.cross_fit and config.model.factor_size > 0,
-        quarantine=loader.quarantine,
-    )
-    # The loader need not know the fitted values: they are for losses and decoding, and change no token.
-    tokenizer = tokenizer.with_values(statistics.token_mean_count)
-    set_seed(config.seed)
-    return build_model(config.model, tokenizer, statistics, levels, features), tokenizer
 
 
 def defaults_taken(config: TrainConfig, argv: list[str]) -> Iterator[str]:

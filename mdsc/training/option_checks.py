@@ -11,10 +11,12 @@ from mdsc.model.attention import missing, require, unfit
 from mdsc.publish.card_file import check_license
 from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.compiled_blocks import require_compiler
+from mdsc.training.head_checks import check_head
 
 
 def check(config: TrainConfig, num_processes: int) -> None:
     """Raise UserError for the first option that is out of its range, or does not fit another."""
+    check_head(config, num_processes)
     data, model, train, validation = config.data, config.model, config.train, config.validation
     at_least_one = {
         "data.num-genes": data.num_genes,

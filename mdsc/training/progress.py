@@ -45,9 +45,9 @@ class RunProgress:
             self._speed += f"  MFU {values['mfu']:.1%}"
         self._has_news = True
 
-    def validated(self, values: dict[str, float | int]) -> None:
-        """New scores: `validation_nll` is shown."""
-        self._validation = f"validation nll {values['validation_nll']:.4f}"
+    def validated(self, name: str, score: float) -> None:
+        """A new score, such as `validation_nll`."""
+        self._validation = f"{name.replace('_', ' ')} {score:.4f}"
         self._is_validated = True
 
     def done(self, step: int) -> None:

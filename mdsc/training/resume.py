@@ -19,6 +19,8 @@ from mdsc.data.tokenizers import Tokenizer
 from mdsc.errors import UserError
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.modeling import MdscModel
+from mdsc.perturbation.configuration import GaussianHeadConfig
+from mdsc.perturbation.head import GaussianHead
 from mdsc.training.process_talk import text_of_main
 from mdsc.training.state_files import FACTS, DamagedState, read_state, saved_steps, state_folder
 
@@ -35,6 +37,7 @@ MAY_CHANGE = {
 """What changes no token, and numbers no more than rounding does, or only what is still to come. The data may move: its
 digest must stay."""
 SMALL_FILES = ("config.json", TOKENIZER)
+"""What a model is built from. A Gaussian head has no tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,16 @@ class SavedState:
         content = json.loads(text)
         return cls(Path(content["folder"]), content["facts"], content["files"])
 
-    def build(self, attention: str) -> tuple[MdscModel, Tokenizer]:
-        """The model, its weights still to come, and the tokenizer with its fitted values.
+    def build(self, attention: str) -> tuple[MdscModel | GaussianHead, Tokenizer | None]:
+        """The model, its weights still to come, and the tokenizer with its fitted values, if it has one.
 
         Nothing is fitted anew, as on another machine that could give other digits.
         """
         with TemporaryDirectory() as folder:
             for name, text in self.files.items():
                 (Path(folder) / name).write_text(text, encoding="utf-8")
+            if TOKENIZER not in self.files:
+                return GaussianHead(GaussianHeadConfig.from_pretrained(folder)), None
             config = MdscConfig.from_pretrained(folder, attn_implementation=attention)
             return MdscModel(config), load_tokenizer(folder)
 
@@ -143,7 +148,7 @@ def changed_options(saved: dict[str, Any], config: TrainConfig) -> list[tuple[st
 
 def _open(folder: Path) -> SavedState:
     facts = read_state(folder)
-    files = {name: (folder / name).read_text(encoding="utf-8") for name in SMALL_FILES}
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in SMALL_FILES if (folder / name).is_file()}
     return SavedState(folder.resolve(), facts, files)
 
 

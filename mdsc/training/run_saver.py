@@ -64,7 +64,9 @@ class RunSaver:
         # How a run was started is no part of what it is: a resumed run leaves the same files.
         kept = replace(config, resume=None)
         folder = self._folder
-        parts = Checkpoint(self._copy.model, trainer.tokenizer, folder.vocabulary, folder.statistics, kept, quarantined)
+        parts = Checkpoint(
+            self._copy.model, trainer.task.tokenizer, folder.vocabulary, folder.statistics, kept, quarantined
+        )
         tensors, run = self._copy.tensors, Path(config.output_dir)
 
         def fill(state: Path) -> None:

@@ -88,7 +88,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def best_step(run: Path) -> int | None:
-    """Step of the state with the lowest validation NLL among those of a run; None where none has one."""
+    """Step of the state with the lowest validation score among those of a run; None where none has one."""
     scores = {step: score for step in saved_steps(run) if (score := _score(state_folder(run, step))) is not None}
     return min(scores, key=scores.get, default=None)
 
@@ -116,12 +116,17 @@ def remove_old_states(run: Path, step: int, keep_last: int) -> None:
 
 
 def _score(folder: Path) -> float | None:
-    """Validation NLL at the state's own step, or the last one before it."""
+    """Validation score at the state's own step, or the last one before it."""
     try:
         last = json.loads((folder / FACTS).read_text(encoding="utf-8"))["validation"]["last"]
-        return None if last is None else last["nll"]
+        return None if last is None else score_of(last)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def score_of(validation: dict[str, float | int | None]) -> float | None:
+    """The score of a validation; in states of older versions it has another name."""
+    return validation["score"] if "score" in validation else validation["nll"]
 
 
 def _out_of_the_way(folder: Path) -> None:

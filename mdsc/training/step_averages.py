@@ -1,14 +1,13 @@
 """Averages of a run's numbers between two lines of metrics.jsonl, summed on the device so that no step waits."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-NAMES = ("loss", "nll", "ordinal", "grad_norm")
 CLOCKED = frozenset({"cells_per_second", "model_flops_per_second", "mfu"})
 """What a clock has measured. `model_flops_per_second` is the arithmetic that the trunk's matrices and attention take
 (`mdsc.model.trunk_size.training_flops`; none while the pathway is trained alone), pads included where cells have some;
@@ -18,16 +17,20 @@ CLOCKED = frozenset({"cells_per_second", "model_flops_per_second", "mfu"})
 class StepAverages:
     """Means over the steps that were finite, and the speed."""
 
-    def __init__(self, device: torch.device, cells_per_step: int, peak_flops: float | None = None):
-        """`peak_flops`: floating-point operations a second that all devices of the run could do, where it is known."""
-        self._sums = torch.zeros(len(NAMES) + 1, dtype=torch.float64, device=device)
+    def __init__(
+        self, names: Sequence[str], device: torch.device, cells_per_step: int, peak_flops: float | None = None
+    ):
+        """`names`: of the values of a step. `peak_flops`: floating-point operations a second that all devices of the
+        run could do, where it is known."""
+        self._names = tuple(names)
+        self._sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
         self._cells_per_step = cells_per_step
         self._peak_flops = peak_flops
         self._steps = self._flops = 0
         self._since = time.perf_counter()
 
     def add(self, values: Float[Tensor, " names"], is_finite: Bool[Tensor, ""], flops: int = 0) -> None:
-        """Add a step's values, in the order of NAMES, and its floating-point operations on all devices together."""
+        """Add a step's values, in the order of the names, and its floating-point operations on all devices together."""
         with_count = torch.cat([values.double(), torch.ones_like(self._sums[:1])])
         self._sums += torch.where(is_finite, with_count, 0.0)
         self._steps += 1
@@ -38,7 +41,9 @@ class StepAverages:
         *sums, number = self._sums.tolist()  # the host waits for the device here, so that the clock is right
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
-        means = {name: value / number if number else float("nan") for name, value in zip(NAMES, sums, strict=True)}
+        means = {
+            name: value / number if number else float("nan") for name, value in zip(self._names, sums, strict=True)
+        }
         speeds = {
             "cells_per_second": self._steps * self._cells_per_step / seconds,
             "model_flops_per_second": self._flops / seconds,

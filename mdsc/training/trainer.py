@@ -1,8 +1,8 @@
 """The training loop: the same losses and gradients on any number of processes and with any accumulation.
 
-A step's loss is the sum over the cells of the global batch, divided by their number. What is hidden and what dropout
-drops is keyed by (seed, step, place in the global batch), so that neither the share of a process nor the size of a
-micro-batch changes it.
+A step's loss is the sum over the cells of the global batch, divided by their number. What is random in it is keyed by
+(seed, step, place in the global batch), so that neither the share of a process nor the size of a micro-batch changes
+it. What the losses are is a task's to say (`mdsc.training.task`).
 """
 
 import math
@@ -12,34 +12,26 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from mdsc.config.schema import TrainConfig
-from mdsc.data.batch import CellBatch
-from mdsc.data.tokenizers import Tokenizer
-from mdsc.diffusion.corruption import corrupt
-from mdsc.diffusion.evidence import hide
-from mdsc.diffusion.losses import objective
-from mdsc.model.bf16 import computes_bf16
-from mdsc.model.keyed_dropout import keyed_dropout
-from mdsc.model.latent import most_nonzero
-from mdsc.model.trunk_size import training_flops
+from mdsc.data.cell_tensors import CellTensors
 from mdsc.training.bad_batches import BadBatches
 from mdsc.training.batch_shares import micro_batch_size
 from mdsc.training.compiled_blocks import set_up_blocks, uncompiled
-from mdsc.training.condition_dropout import drop_conditions
 from mdsc.training.ema import Ema
 from mdsc.training.finite_guard import FiniteGuard, is_admitted
 from mdsc.training.loss_spikes import LossSpikes
 from mdsc.training.optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate, step_if
 from mdsc.training.peak_flops import peak_of_run
 from mdsc.training.phases import prepare_phase
+from mdsc.training.precision import uses_bf16
 from mdsc.training.progress import RunProgress
 from mdsc.training.sharding import place, without_sync
-from mdsc.training.step_averages import NAMES, StepAverages
+from mdsc.training.step_averages import StepAverages
 from mdsc.training.step_outcomes import StepOutcomes
+from mdsc.training.task import Task
 from mdsc.training.tracking import Tracker
-from mdsc.training.validation import record, share_of, validate
 
 
 class Trainer:
@@ -50,25 +42,25 @@ class Trainer:
         config: TrainConfig,
         accelerator: Accelerator,
         model: nn.Module,
-        tokenizer: Tokenizer,
+        task: Task,
         *,
-        validation_cells: CellBatch,
         progress: RunProgress,
         tracker: Tracker | None = None,
         wants_stop: Callable[[], bool] = lambda: False,
         addresses: Callable[[int, Sequence[int]], list[str]] = lambda step, places: ["?"] * len(places),
     ):
-        """Take over the model; `validation_cells` are all of them, on every process. The tracker is the main one's.
+        """Take over the model, the one that `task` was made for. The tracker is the main process's.
 
         `wants_stop()` says whether this process was asked to stop: all stop after the same step. `addresses(step,
         places)` tells where these cells of a global batch lie.
         """
         self.config = config
         self.accelerator = accelerator
-        self.tokenizer = tokenizer
+        self.task = task
         self.progress = progress
         self.tracker = tracker
         self.device = accelerator.device
+        self.model_class = type(model)  # sharding makes another one of it
         self.micro_batch_size = micro_batch_size(config.train, accelerator.num_processes)
         self.uses_bf16 = uses_bf16(config.train.precision, self.device)
         self.model = place(model, accelerator, in_bf16=self.uses_bf16).train()
@@ -79,7 +71,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config.train)
         self.guard = FiniteGuard()
         peak = peak_of_run(self.device, bf16=self.uses_bf16, num_processes=accelerator.num_processes)
-        self.averages = StepAverages(self.device, config.train.global_batch_size, peak)
+        self.averages = StepAverages((*task.terms, "grad_norm"), self.device, config.train.global_batch_size, peak)
         self.outcomes = StepOutcomes(self.device)
         self.bad_batches = BadBatches(accelerator, config.train.global_batch_size, addresses, progress, tracker)
         self.spikes = LossSpikes(config, accelerator, addresses, progress, tracker)
@@ -89,17 +81,11 @@ class Trainer:
         self.is_validation_due = True
         self.last_validation: dict[str, float | int | None] | None = None
         self.best_validation: dict[str, float | int | None] | None = None
-        self.values = torch.tensor(tokenizer.values, dtype=torch.float32, device=self.device)
-        self.validation_max_nonzero = self._max_nonzero(validation_cells)
-        mine = share_of(validation_cells, accelerator.process_index, accelerator.num_processes)
-        self.validation_cells = mine.to(self.device)
-        self.has_pads = config.data.gene_draw == "expressed"
-        self._is_pathway_phase: bool | None = None
-        self._batch_max_nonzero: int | None = None
+        self._phase: tuple = ()  # none yet
 
     def run(
         self,
-        batches: Iterator[CellBatch],
+        batches: Iterator[CellTensors],
         save: Callable[[int], None],
         logged: Callable[[int], None] = lambda done: None,
     ) -> None:
@@ -140,26 +126,27 @@ class Trainer:
                 save(done)
         self.progress.done(done)
 
-    def step(self, step: int, batch: CellBatch) -> None:
+    def step(self, step: int, batch: CellTensors) -> None:
         """One optimiser step on this process's share of global batch `step`. The host does not wait for the device."""
         train = self.config.train
-        self._batch_max_nonzero = self._max_nonzero(batch)  # before it is sent
+        self.task.receive(batch)
         batch = batch.to(self.device, non_blocking=True)
         self._enter_phase(step, batch)
         micro_batches = batch.split(self.micro_batch_size)
-        totals = torch.zeros(4, dtype=torch.float64, device=self.device)  # the last one: who wants to stop
+        terms = self.task.terms
+        totals = torch.zeros(len(terms) + 1, dtype=torch.float64, device=self.device)  # the last one: who wants to stop
         cell_losses = []
         for number, cells in enumerate(micro_batches, start=1):
             with nullcontext() if number == len(micro_batches) else without_sync(self.wrapped_model):
-                losses = self._losses(self.wrapped_model, step, cells.widened())
+                losses = self.task.losses(self.wrapped_model, step, cells)
                 # Wrapped models average gradients over processes, but a step's loss is a sum over cells.
                 self.accelerator.backward(
                     losses["loss"].sum() * self.accelerator.num_processes / train.global_batch_size
                 )
-            totals[:3] += torch.stack([losses[name].detach().sum(dtype=torch.float64) for name in NAMES[:3]])
+            totals[:-1] += torch.stack([losses[name].detach().sum(dtype=torch.float64) for name in terms])
             cell_losses.append(losses["loss"].detach())
         if self.wants_stop():
-            totals[3].fill_(1)
+            totals[-1].fill_(1)
         totals = self.accelerator.reduce(totals, "sum") / train.global_batch_size
         norm = clip_gradients(self.parameters, train.clip_norm)
         is_finite = is_admitted(totals[0], norm)
@@ -167,8 +154,8 @@ class Trainer:
         step_if(is_finite, self.optimizer)
         self.optimizer.zero_grad()
         self.ema.update()
-        self.averages.add(torch.cat([totals[:3], norm.double()[None]]), is_finite, self._step_flops)
-        told = torch.stack([totals[0], norm.double(), is_finite.double(), totals[3]])
+        self.averages.add(torch.cat([totals[:-1], norm.double()[None]]), is_finite, self._step_flops)
+        told = torch.stack([totals[0], norm.double(), is_finite.double(), totals[-1]])
         self.outcomes.add(step + 1, told, torch.cat(cell_losses), batch.cell_index)
 
     def _hear(self, *, all_steps: bool = False) -> None:
@@ -179,66 +166,20 @@ class Trainer:
             self.spikes.heard(outcome)
             self.is_stopping |= outcome.is_stopping
 
-    def _losses(self, model: nn.Module, step: int, cells: CellBatch) -> dict[str, Tensor]:
-        """Loss, nll and ordinal term of each cell."""
-        options = self.config.objective
-        corruption = corrupt(
-            cells.is_pad,
-            cells.cell_index,
-            global_batch_size=self.config.train.global_batch_size,
-            seed=self.config.seed,
-            step=step,
-            form=options.form,
-            schedule=options.schedule,
-        )
-        predict = partial(
-            self._predict,
-            model,
-            step < self.config.train.pathway_steps,
-            fold=cells.fold,
-            max_nonzero=self._batch_max_nonzero,
-        )
-        vectors = self.model.conditions.vectors_of(cells.categories)
-        told = drop_conditions(cells, vectors, self.config.train, seed=self.config.seed, step=step)
-        with keyed_dropout(self.model, seed=self.config.seed, step=step, cell_index=cells.cell_index):
-            logits = hide(told, corruption.hidden).predict(predict, self.tokenizer)
-        return objective(logits, cells.tokens, corruption.hidden, corruption.weight, cells.is_pad, self.values, options)
-
-    def _predict(
-        self,
-        model: nn.Module,
-        pathway_only: bool,
-        gene_ids: Tensor,
-        tokens: Tensor,
-        counts: Tensor,
-        is_pad: Tensor,
-        *rest,
-        **options,
-    ) -> Tensor:
-        is_pad = is_pad if self.has_pads else None  # attention is faster without a mask
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.uses_bf16):
-            return model(gene_ids, tokens, counts, is_pad, *rest, pathway_only=pathway_only, **options).logits
-
-    def _max_nonzero(self, cells: CellBatch) -> int | None:
-        """What the latent backbone would have to ask the device for."""
-        is_latent = self.config.model.backbone == "latent"
-        return most_nonzero(cells.tokens.cpu().numpy(), self.tokenizer.num_tokens) if is_latent else None
-
-    def _enter_phase(self, step: int, batch: CellBatch) -> None:
-        is_pathway_phase = step < self.config.train.pathway_steps
-        if is_pathway_phase == self._is_pathway_phase:
+    def _enter_phase(self, step: int, batch: CellTensors) -> None:
+        phase = (self.task.phase(step),)
+        if phase == self._phase:
             return
-        self._is_pathway_phase = is_pathway_phase
-        cell_flops = 0 if is_pathway_phase else training_flops(self.model, batch.tokens.shape[1])
-        self._step_flops = self.config.train.global_batch_size * cell_flops
-        few_cells = batch.select(slice(0, 2)).widened()
+        self._phase = phase
+        self._step_flops = self.config.train.global_batch_size * self.task.flops(step, batch)
+        few_cells = batch.select(slice(0, self.task.least_cells))
         del self.wrapped_model  # the last phase's hooks go with it
         with uncompiled(self.config):
             self.wrapped_model = prepare_phase(
                 self.accelerator,
                 self.model,
                 self.optimizer,
-                lambda model: self._losses(model, step, few_cells)["loss"].sum(),
+                lambda model: self.task.losses(model, step, few_cells)["loss"].sum(),
             )
 
     def _log(self, done: int) -> None:
@@ -254,37 +195,24 @@ class Trainer:
         """Score the averaged weights; where a process wants to stop, it is left for the run that goes on."""
         self.is_validation_due = True
         with self.averages.paused(), uncompiled(self.config), self.ema.applied() as averaged:
-            scores = validate(
-                partial(
-                    self._predict,
-                    averaged,
-                    0 < self.config.train.pathway_steps >= done,
-                    max_nonzero=self.validation_max_nonzero,
-                ),
-                self.validation_cells,
-                self.tokenizer,
-                self.config.validation.mask_ratios,
+            values = self.task.validate(
+                averaged,
+                done,
                 batch_size=self.micro_batch_size,
                 sum_over_processes=partial(self.accelerator.reduce, reduction="sum"),
                 wants_stop=self.wants_stop,
             )
-        if scores is None:
+        if values is None:
             self.is_stopping = True
             return
         self.is_validation_due = False
-        values = record(scores)
-        self._keep_score(done, values["validation_nll"])
-        self.progress.validated(values)
+        self._keep_score(done, values[self.task.score])
+        self.progress.validated(self.task.score, values[self.task.score])
         if self.tracker is not None:
             self.tracker.log(done, values)
 
-    def _keep_score(self, done: int, nll: float) -> None:
-        self.last_validation = {"step": done, "nll": nll if math.isfinite(nll) else None}
+    def _keep_score(self, done: int, score: float) -> None:
+        self.last_validation = {"step": done, "score": score if math.isfinite(score) else None}
         best = self.best_validation
-        if math.isfinite(nll) and (best is None or nll < best["nll"]):
+        if math.isfinite(score) and (best is None or score < best["score"]):
             self.best_validation = self.last_validation
-
-
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether `train.precision` means bf16 autocast on this device."""
-    return precision == "bf16" or (precision == "auto" and computes_bf16(device))

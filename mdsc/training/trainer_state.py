@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mdsc.checkpoint import WEIGHTS
-from mdsc.model.modeling import MdscModel
 from mdsc.training.sharding import give, whole
-from mdsc.training.state_files import TENSORS
+from mdsc.training.state_files import TENSORS, score_of
 
 if TYPE_CHECKING:
     from mdsc.training.trainer import Trainer
@@ -28,7 +28,7 @@ class HostCopy:
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self.model: MdscModel | None = None
+        self.model: PreTrainedModel | None = None
         """With the averaged weights."""
 
     @torch.no_grad()
@@ -40,7 +40,7 @@ class HostCopy:
         device, keeps = trainer.device, trainer.accelerator.is_main_process
         if keeps and self.model is None:
             with torch.device("meta"):
-                model = MdscModel(trainer.model.config)
+                model = trainer.model_class(trainer.model.config)
             self.model = model.to_empty(device="cpu").eval().requires_grad_(False)
         averaged = self.model.state_dict() if keeps else {}
         for name in trainer.ema.names():
@@ -110,7 +110,9 @@ def restore(trainer: "Trainer", facts: dict[str, Any], folder: Path | None) -> N
         trainer.spikes.window.restore(facts["spikes"])
     validation = facts["validation"]
     trainer.is_validation_due = validation["due"]
-    trainer.last_validation, trainer.best_validation = validation["last"], validation["best"]
+    last, best = validation["last"], validation["best"]
+    trainer.last_validation = last and {"step": last["step"], "score": score_of(last)}
+    trainer.best_validation = best and {"step": best["step"], "score": score_of(best)}
 
     sizes, model = facts["tensors"], trainer.model
     for name, size in sizes.items():
