@@ -8,7 +8,6 @@ obs                   perturbation ("ctrl": the real control cells), control_cel
 uns["mdsc"]           how it was made
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,14 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mdsc import __version__
-from mdsc.checkpoint import Checkpoint, checkpoint_folder, checkpoint_name
+from mdsc.checkpoint import Checkpoint, checkpoint_folder, checkpoint_name, model_class
 from mdsc.data.anndata_counts import CellCounts
 from mdsc.data.log_expression import log_normalised
 from mdsc.data.perturbations import COLUMN, CONTROL, canonical
 from mdsc.errors import UserError
+from mdsc.perturbation.head import GaussianHead
 from mdsc.progress import say_nothing
 from mdsc.sampling.conditions import Features
 from mdsc.sampling.filled_layers import joined
+from mdsc.sampling.gaussian_prediction import predict_gaussian
 from mdsc.sampling.keyword_options import taken_from
 from mdsc.sampling.loaded_model import opened, provenance
 from mdsc.sampling.masked_prediction import predict_masked
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from anndata import AnnData
 
-GAUSSIAN = "mdsc_gaussian"
-"""`model_type` in the config.json of a Gaussian head."""
 CONTROL_CELL = "control_cell"
 NOT_CONTEXTS = (COLUMN, CONTROL_CELL, "split")
 MOST_ROWS = 1000
@@ -86,7 +85,7 @@ class Prediction:
 
     @property
     def is_gaussian(self) -> bool:
-        return _model_type(self.checkpoint) == GAUSSIAN
+        return _is_gaussian(self.checkpoint)
 
     @property
     def num_cells(self) -> int:
@@ -110,8 +109,6 @@ class Prediction:
             "say": self.say,
         }
         if self.is_gaussian:
-            from mdsc.sampling.gaussian_prediction import predict_gaussian  # of the other head alone
-
             given = {"sampler": options.latent_sampler, "num_steps": options.latent_steps}
             return predict_gaussian(self.checkpoint, self.controls, self.perturbations, **common, **given)
         return predict_masked(
@@ -264,13 +261,10 @@ def _ready(checkpoint: str | Path | Checkpoint) -> Checkpoint | Path:
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
     folder = checkpoint_folder(checkpoint)
-    return folder if _model_type(folder) == GAUSSIAN else opened(folder)
+    return folder if _is_gaussian(folder) else opened(folder)
 
 
-def _model_type(checkpoint: Checkpoint | Path) -> str:
+def _is_gaussian(checkpoint: Checkpoint | Path) -> bool:
     if isinstance(checkpoint, Checkpoint):
-        return checkpoint.model.config.model_type
-    try:
-        return json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""  # what is wrong with it is told where it is read
+        return isinstance(checkpoint.model, GaussianHead)
+    return model_class(checkpoint) is GaussianHead
