@@ -40,7 +40,7 @@ def correlated() -> Gaussian:
 
 
 def whitened(num_cells: int = 4000, k: int = 3) -> Tensor:
-    """Noise whose mean is 0 and whose covariance is the identity, to the digit: linear maps of it have no error of chance."""
+    """Noise whose mean is 0 and whose covariance is the identity: linear maps of it have no error of chance."""
     noise = torch.randn(num_cells, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noise = noise - noise.mean(dim=0)
     return (noise @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(noise.T))).T).float()
