@@ -52,7 +52,7 @@ class ResidualMlp(Denoiser):
     def __init__(self, latent_size: int, condition_size: int, width: int, num_layers: int, dropout: float):
         super().__init__()
         self.read = nn.Linear(latent_size + TIME_FEATURES + condition_size, width)
-        self.blocks = nn.ModuleList([_FeedForward(width, dropout) for _ in range(num_layers)])
+        self.blocks = nn.ModuleList([FeedForward(width, dropout) for _ in range(num_layers)])
         self.head = ZeroLinear(width, latent_size)
 
     def _denoised(self, x: Tensor, time: Tensor, condition: Tensor, group_size: int) -> Tensor:
@@ -93,7 +93,7 @@ class _AdalnBlock(nn.Module):
     def __init__(self, width: int, dropout: float, attends: bool):
         super().__init__()
         self.attention = _GroupAttention(width, dropout) if attends else None
-        self.feed_forward = _FeedForward(width, dropout)
+        self.feed_forward = FeedForward(width, dropout)
         self.modulation = ZeroLinear(width, 6 * width if attends else 3 * width)
 
     def forward(self, h: Tensor, condition: Tensor, group_size: int) -> Tensor:
@@ -104,7 +104,9 @@ class _AdalnBlock(nn.Module):
         return h + gate * self.feed_forward(_modulated(h, shift, scale))
 
 
-class _FeedForward(nn.Sequential):
+class FeedForward(nn.Sequential):
+    """What a block adds: two layers on normalised input."""
+
     def __init__(self, width: int, dropout: float):
         super().__init__(nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width))
 

@@ -141,7 +141,9 @@ class _Panel:
         if not len(columns):
             raise UserError("the control cells have no gene that the model knows: are they named by other identifiers?")
         known = sp.csr_matrix(controls.counts[:, columns])
-        wide = sp.csr_matrix((known.data, places[columns][known.indices], known.indptr), (known.shape[0], len(vocabulary)))
+        wide = sp.csr_matrix(
+            (known.data, places[columns][known.indices], known.indptr), (known.shape[0], len(vocabulary))
+        )
         wide.sort_indices()
         if missing := len(vocabulary) - len(columns):
             say(f"the control cells lack {missing:,} of the model's {len(vocabulary):,} genes: they count as its mean")

@@ -203,7 +203,8 @@ def _prepare_embedded_cells(config: TrainConfig, accelerator: Accelerator, progr
 
 def _summary(config: TrainConfig, accelerator: Accelerator, folder: ShardFolder, model: nn.Module) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    precision = "bf16" if uses_bf16(config.train.precision, accelerator.device) else "fp32"
+    has_bf16 = config.head == "masked" and uses_bf16(config.train.precision, accelerator.device)
+    precision = "bf16" if has_bf16 else "fp32"
     sharded = "" if asked_for_sharding() is None else " (weights sharded)"
     return (
         f"{folder.num_cells('train'):,} cells x {len(folder.vocabulary):,} genes, {parameters / 1e6:.1f}M parameters, "

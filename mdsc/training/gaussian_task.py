@@ -15,7 +15,7 @@ from mdsc.perturbation.generation import DrawOptions, draw_latents, keyed_normal
 from mdsc.perturbation.head import GaussianHead
 from mdsc.perturbation.noise_paths import noise_path
 from mdsc.perturbation.paired_batches import PairedBatch
-from mdsc.perturbation.set_losses import energy_unbiased, mmd2_unbiased, mmd2_biased
+from mdsc.perturbation.set_losses import energy_unbiased, mmd2_biased, mmd2_unbiased
 from mdsc.perturbation.targets import noised, pointwise, regression_target, x0_of
 from mdsc.training.gaussian_validation import GaussianValidation
 from mdsc.training.plots import Curves

@@ -23,6 +23,8 @@ class Task(ABC):
     """Of what `validate` gives, the number by which states are compared; the lower, the better."""
     curves: Curves
     """What the picture of the run shows."""
+    uses_bf16: bool = False
+    """Whether the model computes under bf16 autocast."""
     least_cells: int = 2
     """That losses can be taken of."""
     tokenizer: Tokenizer | None = None

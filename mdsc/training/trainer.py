@@ -25,7 +25,6 @@ from mdsc.training.loss_spikes import LossSpikes
 from mdsc.training.optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate, step_if
 from mdsc.training.peak_flops import peak_of_run
 from mdsc.training.phases import prepare_phase
-from mdsc.training.precision import uses_bf16
 from mdsc.training.progress import RunProgress
 from mdsc.training.sharding import place, without_sync
 from mdsc.training.step_averages import StepAverages
@@ -62,7 +61,7 @@ class Trainer:
         self.device = accelerator.device
         self.model_class = type(model)  # sharding makes another one of it
         self.micro_batch_size = micro_batch_size(config.train, accelerator.num_processes)
-        self.uses_bf16 = uses_bf16(config.train.precision, self.device)
+        self.uses_bf16 = task.uses_bf16
         self.model = place(model, accelerator, in_bf16=self.uses_bf16).train()
         set_up_blocks(self.model, config.train)
         self.wrapped_model = self.model  # for several processes, once a phase begins
