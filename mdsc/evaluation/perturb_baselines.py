@@ -39,7 +39,7 @@ def perturbed_mean(known: TrainingEffects) -> Prediction:
 
 
 def knock_down(known: TrainingEffects) -> Prediction | None:
-    """The perturbed mean, and the perturbed gene at the share of its control mean that training targets are left with."""
+    """The perturbed mean; the perturbed gene keeps that share of its control mean that targets keep in training."""
     shares = []
     for unit in known.effect_of:
         control = known.seen.reference(unit.context)

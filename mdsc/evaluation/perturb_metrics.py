@@ -1,4 +1,4 @@
-"""Metrics of one predicted effect: how near it is to the true one, in the words of `research` on perturbations.
+"""Metrics of one predicted effect: how near it is to the true one.
 
 An effect (delta) is the mean log expression of perturbed cells less that of the REAL control cells of the same context.
 What is not defined is None, never 0: a correlation with something constant, a rank among one.
@@ -29,7 +29,7 @@ HEADLINES = ("pearson_delta", "pearson_delta_pert", "discrimination_l1", "e_dist
 TOP_GENES = 20
 FALSE_DISCOVERY_RATE = 0.05
 CONSTANT = 1e-6
-"""Log expression. What varies less is constant: it is the rounding of single precision, and correlates with anything."""
+"""Log expression. What varies less is constant: the rounding of single precision would correlate with anything."""
 
 Effect = Float64[np.ndarray, " genes"]
 
@@ -115,9 +115,9 @@ def pearson(x: Effect, y: Effect) -> float | None:
 def effect_metrics(
     truth: UnitTruth, delta: Effect, shift: Effect, *, same_for_all: bool = False
 ) -> dict[str, float | None]:
-    """Of a predicted effect `delta`. shift: mean effect of the training perturbations; PearsonDelta-pert is what is left
-    of both effects without it. same_for_all: the method predicts one effect for all perturbations; what it leaves is
-    then no property of any of them, and PearsonDelta-pert is not defined."""
+    """Of a predicted effect `delta`. shift: mean effect of the training perturbations; PearsonDelta-pert correlates
+    what is left of both effects without it. same_for_all: the method predicts one effect for all perturbations; what is
+    left is then no property of any of them, and PearsonDelta-pert is not defined."""
     with_target, no_target = truth.top(TOP_GENES), truth.top(TOP_GENES, truth.is_target)
     error = delta - truth.delta
     weight = np.abs(truth.t)

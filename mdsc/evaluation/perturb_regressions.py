@@ -38,8 +38,8 @@ def ridge(known: TrainingEffects) -> Effects | None:
 
 
 def nearest_keys(known: TrainingEffects) -> dict[Unit, list[str]] | None:
-    """The k nearest training keys of each unit by Euclidean distance of features. k has the least squared error when one
-    training key at a time is left out."""
+    """The k nearest training keys of each unit by Euclidean distance of features. k has the least squared error when
+    one training key at a time is left out."""
     from scipy.spatial.distance import cdist
 
     keys, features, effects = known.table

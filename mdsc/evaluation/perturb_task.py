@@ -229,9 +229,7 @@ class Prediction:
             kind = "are not in the real cells" if unknown else "are training perturbations"
             say(f"{name}: cells of {_some(sorted(unknown) or other)} are not scored: they {kind}")
         if controls := adata.n_obs - sum(map(len, rows.values())):
-            say(
-                f"{name}: its {controls:,} control cells are left aside; every method is compared with the REAL controls"
-            )
+            say(f"{name}: its {controls:,} control cells are left aside; all effects are taken from the REAL controls")
         columns = _columns(adata, task.genes, name)
         chosen = np.concatenate([rows[unit] for unit in task.units])
         places = np.split(np.arange(len(chosen)), np.cumsum([len(rows[unit]) for unit in task.units])[:-1])

@@ -1,4 +1,4 @@
-"""What baselines know: effects of the training perturbations, real controls, and features of what is to be predicted."""
+"""What baselines know: effects of the training perturbations, real controls, features of what is to be predicted."""
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
