@@ -4,18 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mdsc.config.flags import parse_flags
 from mdsc.data.level_features import read_features
 from mdsc.data.perturbations import COLUMN, CONTROL
 from mdsc.errors import UserError
 from mdsc.evaluation.command_output import plain_console, versions, write_scores
+from mdsc.evaluation.perturb_estimates import PerturbScores
 from mdsc.evaluation.perturb_expression import read_cells
 from mdsc.evaluation.perturb_plot import effects_of, save_plot
 from mdsc.evaluation.perturb_regressions import read_gene_sets
-from mdsc.evaluation.perturb_scores import PerturbScores
-from mdsc.evaluation.perturb_scoring import score
+from mdsc.evaluation.perturb_scores import score
 from mdsc.evaluation.perturb_table import baselines_left_out, scores_table, verdicts
 from mdsc.evaluation.perturb_task import PerturbTask, Prediction, predicted_rows
 from mdsc.evaluation.perturb_units import Labels
@@ -124,8 +122,8 @@ def read_task(config: PerturbEvaluationConfig, say: Callable[[str], None]) -> tu
     if config.split_column not in real.obs:
         test = {unit for name, one in predicted.items() for unit in predicted_rows(one, labels, str(files[name]))}
         say(
-            f"{config.real} has no column obs[{config.split_column!r}] (--split-column): what was predicted is the test "
-            "part, and all other perturbations are the training part"
+            f"{config.real} has no column obs[{config.split_column!r}] (--split-column): what was predicted is the "
+            "test part, and all other perturbations are the training part"
         )
     features = None if config.gene_embeddings is None else read_features(config.gene_embeddings)
     task = PerturbTask.of_anndata(

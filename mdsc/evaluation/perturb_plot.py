@@ -8,8 +8,8 @@ import numpy as np
 
 from mdsc.atomic import replacing
 from mdsc.evaluation.perturb_baselines import ORACLE
+from mdsc.evaluation.perturb_estimates import PerturbScores
 from mdsc.evaluation.perturb_metrics import HEADLINES
-from mdsc.evaluation.perturb_scores import PerturbScores
 from mdsc.evaluation.perturb_table import HEADINGS
 from mdsc.evaluation.perturb_task import PerturbTask, Prediction
 from mdsc.evaluation.plots import tidy

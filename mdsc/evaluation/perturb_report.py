@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from mdsc.evaluation.perturb_baselines import ALL, ORACLE
+from mdsc.evaluation.perturb_estimates import PerturbScores
 from mdsc.evaluation.perturb_plot import Effects, draw_effects, draw_metrics
-from mdsc.evaluation.perturb_scores import PerturbScores
 from mdsc.evaluation.perturb_table import CAPTION, HEADINGS, table_rows, verdicts
 from mdsc.evaluation.report import Report, ReportImage, ReportTable, Section, new_figure, settings_section
 

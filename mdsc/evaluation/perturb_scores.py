@@ -1,154 +1,186 @@
-"""Scores of methods over units, with paired bootstrap intervals: of each method, and of a model less each baseline."""
+"""All metrics of all methods on one task: predictions, baselines, and the split-half oracle."""
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
+from mdsc.data.perturbations import perturbed_genes
 from mdsc.errors import UserError
-from mdsc.evaluation.perturb_baselines import ORACLE
-from mdsc.evaluation.perturb_metrics import HIGHER_IS_BETTER
+from mdsc.evaluation.perturb_baselines import ALL, ORACLE, fit_baselines, known_of
+from mdsc.evaluation.perturb_distances import (
+    FITTED_CELLS,
+    MOST_CELLS,
+    TrainingSpace,
+    distances,
+    some_rows,
+)
+from mdsc.evaluation.perturb_estimates import PerturbScores
+from mdsc.evaluation.perturb_metrics import (
+    CONSTANT,
+    FALSE_DISCOVERY_RATE,
+    HIGHER_IS_BETTER,
+    TOP_GENES,
+    Moments,
+    UnitTruth,
+    de_overlap,
+    discrimination,
+    effect_metrics,
+)
+from mdsc.evaluation.perturb_task import LEAST_CELLS, PerturbTask, Prediction
+from mdsc.evaluation.perturb_training import MadeCells
 from mdsc.evaluation.perturb_units import Unit
 
-LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over units, and its percentile interval over resampled units."""
-
-    mean: float
-    interval: tuple[float, float] | None
-    """None for one unit: there is nothing to resample."""
-    units: int
-    """For which it is defined."""
+Points = Float64[np.ndarray, "cells k"]
 
 
 @dataclass(frozen=True, eq=False)
-class PerturbScores:
-    units: tuple[Unit, ...]
-    values: Mapping[str, Mapping[str, Float64[np.ndarray, " units"]]]
-    """Method -> metric -> a value for each unit; NaN where it is not defined."""
-    models: tuple[str, ...]
-    settings: Mapping
-    seed: int = 0
-    num_bootstrap: int = 1000
+class _Truth:
+    """What methods are compared with: all test cells of each unit, or, for the oracle, half of them."""
 
-    @property
-    def baselines(self) -> tuple[str, ...]:
-        """All other methods; the oracle last."""
-        return tuple(name for name in self.values if name not in self.models)
+    effects: Mapping[Unit, UnitTruth]
+    points: Mapping[Unit, Points]
+    """Some of the cells, in random order."""
+    number: Mapping[Unit, int]
+    """Cells that there are."""
 
-    def estimate(self, method: str, metric: str) -> Estimate | None:
-        """None where it is defined for no unit."""
-        return self._estimate(self.values[method][metric])
-
-    def difference(self, model: str, baseline: str, metric: str) -> Estimate | None:
-        """Model less baseline, over the units where both are defined."""
-        return self._estimate(self.values[model][metric] - self.values[baseline][metric])
-
-    def median(self, method: str, metric: str) -> float | None:
-        values = self.values[method][metric]
-        return float(np.nanmedian(values)) if np.isfinite(values).any() else None
-
-    def undefined(self, method: str, metric: str) -> int:
-        return int(np.isnan(self.values[method][metric]).sum())
-
-    def best_baseline(self, metric: str) -> str | None:
-        """Best mean among those that are no oracle, and for as many units as any: the mean over the easy ones is no
-        match. None where none is defined."""
-        found = {name: self.estimate(name, metric) for name in self.baselines if name != ORACLE}
-        defined = {name: estimate for name, estimate in found.items() if estimate is not None}
-        most = max((estimate.units for estimate in defined.values()), default=0)
-        whole = {name: estimate.mean for name, estimate in defined.items() if estimate.units == most}
-        if not whole:
-            return None
-        return (max if HIGHER_IS_BETTER[metric] else min)(whole, key=whole.__getitem__)
-
-    def _estimate(self, values: Float64[np.ndarray, " units"]) -> Estimate | None:
-        defined = np.isfinite(values)
-        if not defined.any():
-            return None
-        interval = None
-        if defined.sum() > 1 and self.num_bootstrap:
-            total = np.where(defined, values, 0.0)[self._draws].sum(axis=1)
-            number = defined[self._draws].sum(axis=1)
-            means = total[number > 0] / number[number > 0]
-            low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            interval = (float(low), float(high))
-        return Estimate(float(values[defined].mean()), interval, int(defined.sum()))
-
-    @cached_property
-    def _draws(self) -> Int64[np.ndarray, "draws units"]:
-        """The same units for all methods and metrics: intervals of differences are paired."""
-        number = len(self.units)
-        return np.random.default_rng(self.seed).integers(number, size=(self.num_bootstrap, number))
-
-    def to_json(self) -> dict:
-        """{"model": row, "baselines": {name: row}, "settings"}; several predictions: {"models": {name: row}, ...}.
-
-        A row has the mean of each metric by its name, None where it is not defined for any unit; and `median`,
-        `interval`, `undefined` (units), `per_unit`; a model's also `difference`, from each baseline.
-        """
-        models = {name: self._row(name) | {"difference": self._differences(name)} for name in self.models}
-        named = {"model": next(iter(models.values()))} if len(models) == 1 else {"models": models}
-        baselines = {name: self._row(name) for name in self.baselines}
-        return {**named, "baselines": baselines, "settings": dict(self.settings)}
-
-    def _row(self, method: str) -> dict:
-        metrics = self.values[method]
-        estimates = {metric: self.estimate(method, metric) for metric in metrics}
-        return {
-            **{metric: None if found is None else found.mean for metric, found in estimates.items()},
-            "median": {metric: self.median(method, metric) for metric in metrics},
-            "interval": {
-                metric: None if found is None or found.interval is None else list(found.interval)
-                for metric, found in estimates.items()
-            },
-            "undefined": {metric: self.undefined(method, metric) for metric in metrics},
-            "per_unit": {
-                metric: {
-                    str(unit): None if np.isnan(value) else float(value)
-                    for unit, value in zip(self.units, values, strict=True)
-                }
-                for metric, values in metrics.items()
-            },
-        }
-
-    def _differences(self, model: str) -> dict:
-        found: dict[str, dict] = {}
-        for baseline in self.baselines:
-            found[baseline] = {}
-            for metric in self.values[model]:
-                estimate = self.difference(model, baseline, metric)
-                found[baseline][metric] = estimate and {
-                    "mean": estimate.mean,
-                    "interval": estimate.interval and list(estimate.interval),
-                    "units": estimate.units,
-                }
-        return found
+    @classmethod
+    def of(cls, setting: "_Setting", rows: Mapping[Unit, np.ndarray]) -> "_Truth":
+        task = setting.task
+        names = np.array(task.genes, dtype=object)
+        effects, points = {}, {}
+        for unit, own in rows.items():
+            is_target = np.isin(names, perturbed_genes(unit.perturbation))
+            effects[unit] = UnitTruth.of(Moments.of(task.expression[own]), setting.control[unit.context], is_target)
+            some = own[some_rows(len(own), MOST_CELLS, setting.rng(unit, "real"))]
+            points[unit] = setting.space.project(task.dense(some))
+        return cls(effects, points, {unit: len(own) for unit, own in rows.items()})
 
 
-def pooled(scores: Sequence[PerturbScores]) -> PerturbScores:
-    """Of several folds, whose units differ, as one: the bootstrap is over the units of all. A method that a fold lacks
-    is not defined there. Ranks among the perturbations of a fold stay what they are."""
-    first = scores[0]
-    if any(other.models != first.models for other in scores):
-        raise UserError("folds can be pooled where all have the same predictions.")
-    units = tuple(unit for one in scores for unit in one.units)
-    assert len(set(units)) == len(units), "a unit is tested in one fold"
-    methods = dict.fromkeys(name for one in scores for name in one.values)
-    ordered = [name for name in methods if name != ORACLE] + [name for name in methods if name == ORACLE]
-    values = {
-        name: {
-            metric: np.concatenate(
-                [one.values[name][metric] if name in one.values else np.full(len(one.units), np.nan) for one in scores]
-            )
-            for metric in HIGHER_IS_BETTER
-        }
-        for name in ordered
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """What all comparisons of a task share."""
+
+    task: PerturbTask
+    control: Mapping[str, Moments]
+    shift: Mapping[str, np.ndarray]
+    """Mean effect of the training perturbations, by context."""
+    space: TrainingSpace
+    seed: int
+
+    @classmethod
+    def of(cls, task: PerturbTask, seed: int) -> "_Setting":
+        known = known_of(task, seed)
+        contexts = sorted({unit.context for unit in task.units})
+        control = {context: Moments.of(task.expression[task.controls(context)]) for context in contexts}
+        shift = {context: known.mean_effect(context) for context in contexts}
+        return cls(task, control, shift, TrainingSpace.fit(task.seen, seed), seed)
+
+    def rng(self, unit: Unit, purpose: str) -> np.random.Generator:
+        """The same for all methods: their differences are then no matter of the draw."""
+        return np.random.default_rng([self.seed, zlib.crc32(f"{purpose}\t{unit}".encode())])
+
+
+def score(
+    task: PerturbTask,
+    predictions: Sequence[Prediction],
+    baselines: Sequence[str] = tuple(ALL),
+    seed: int = 0,
+    num_bootstrap: int = 1000,
+    say: Callable[[str], None] = lambda text: None,
+) -> PerturbScores:
+    """Every metric of every prediction, baseline and the oracle, unit by unit: one unit's cells are dense at a time."""
+    if unknown := [name for name in baselines if name not in ALL]:
+        raise UserError(f"there is no baseline {unknown[0]!r}; there are {', '.join(ALL)}.")
+    names = [prediction.name for prediction in predictions]
+    for name in names:
+        if name in ALL or name == ORACLE or names.count(name) > 1:
+            raise UserError(f"--predicted: two methods are called {name!r}: name them apart, NAME=FILE.")
+    setting = _Setting.of(task, seed)
+    truth = _Truth.of(setting, {unit: task.rows(unit) for unit in task.units})
+    values = {}
+    fitted = fit_baselines(task, tuple(baselines), seed)
+    for prediction in [*predictions, *fitted]:
+        say(f"scoring {prediction.name}")
+        values[prediction.name] = _values(prediction, truth, setting)
+    half, other = _halves(setting)
+    cells = MadeCells(task.units, lambda unit: task.dense(half[unit]))
+    values[ORACLE] = _values(Prediction(ORACLE, cells), _Truth.of(setting, other), setting)
+    return PerturbScores(
+        units=task.units,
+        values=values,
+        models=tuple(names),
+        settings=_settings(setting),
+        seed=seed,
+        num_bootstrap=num_bootstrap,
+    )
+
+
+def _values(prediction: Prediction, truth: _Truth, setting: _Setting) -> dict[str, Float64[np.ndarray, " units"]]:
+    """By metric; NaN stands for what is not defined, and goes no further than PerturbScores."""
+    units = setting.task.units
+    means = {unit: prediction.mean(unit) for unit in units}
+    deltas = {unit: mean - setting.control[unit.context].mean for unit, mean in means.items() if mean is not None}
+    found = {metric: np.full(len(units), np.nan) for metric in HIGHER_IS_BETTER}
+    for place, unit in enumerate(units):
+        if unit not in deltas:
+            continue
+        beside = [other for other in units if other.context == unit.context]
+        row = _of_unit(unit, deltas, beside, truth, setting) | _of_cells(unit, prediction, truth, setting)
+        for metric, value in row.items():
+            found[metric][place] = np.nan if value is None else value
+    return found
+
+
+def _of_unit(
+    unit: Unit, deltas: Mapping[Unit, np.ndarray], beside: Sequence[Unit], truth: _Truth, setting: _Setting
+) -> dict[str, float | None]:
+    """What needs the mean alone."""
+    effect, delta = truth.effects[unit], deltas[unit]
+    predicted = np.stack([deltas[other] for other in beside if other in deltas])
+    same_for_all = len(predicted) > 1 and float(np.ptp(predicted, axis=0).max()) < CONSTANT
+    row = effect_metrics(effect, delta, setting.shift[unit.context], same_for_all=same_for_all)
+    others = [truth.effects[other] for other in beside]
+    for kind in ("l1", "cosine"):
+        value = discrimination(others, delta, beside.index(unit), kind, effect.is_target)
+        row[f"discrimination_{kind}"] = value
+    return row
+
+
+def _of_cells(unit: Unit, prediction: Prediction, truth: _Truth, setting: _Setting) -> dict[str, float | None]:
+    """What needs cells: as many of them as there are real ones, so that no method gains by their number."""
+    if unit not in prediction.cells:
+        return {}
+    cells = prediction.cells[unit]
+    cells = cells[some_rows(len(cells), truth.number[unit], setting.rng(unit, "predicted"))]
+    overlap = de_overlap(truth.effects[unit], Moments.of(cells), setting.control[unit.context])
+    points = setting.space.project(cells[:MOST_CELLS])
+    return {"de_overlap": overlap} | distances(points, truth.points[unit], setting.space.scale)
+
+
+def _halves(setting: _Setting) -> tuple[dict[Unit, np.ndarray], dict[Unit, np.ndarray]]:
+    """Of the test cells of each unit: what predicts, what is predicted."""
+    orders = {unit: setting.rng(unit, "halves").permutation(setting.task.rows(unit)) for unit in setting.task.units}
+    halves = {unit: np.array_split(order, 2) for unit, order in orders.items()}
+    return {unit: pair[0] for unit, pair in halves.items()}, {unit: pair[1] for unit, pair in halves.items()}
+
+
+def _settings(setting: _Setting) -> dict:
+    task = setting.task
+    return {
+        "test_perturbations": len(task.units),
+        "training_perturbations": len(task.training_units),
+        "genes": len(task.genes),
+        "test_cells": sum(len(task.rows(unit)) for unit in task.units),
+        "control_cells": sum(len(task.controls(context)) for context in setting.control),
+        "components": len(setting.space.components),
+        "components_fitted_on_cells": setting.space.fitted_cells,
+        "components_fitted_on_cells_at_most": FITTED_CELLS,
+        "cells_compared_at_most": MOST_CELLS,
+        "least_cells": LEAST_CELLS,
+        "top_genes": TOP_GENES,
+        "false_discovery_rate": FALSE_DISCOVERY_RATE,
+        "seed": setting.seed,
     }
-    settings = {"folds": len(scores), "of_each_fold": [dict(one.settings) for one in scores]}
-    return PerturbScores(units, values, first.models, settings, first.seed, first.num_bootstrap)

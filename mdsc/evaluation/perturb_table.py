@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from mdsc.evaluation.perturb_baselines import ALL, ORACLE
+from mdsc.evaluation.perturb_estimates import PerturbScores
 from mdsc.evaluation.perturb_metrics import HEADLINES, HIGHER_IS_BETTER
-from mdsc.evaluation.perturb_scores import PerturbScores
 from mdsc.evaluation.report import NOT_DEFINED, Verdict, number
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ HEADINGS = {
 WITH_INTERVAL = ("pearson_delta", "pearson_delta_pert", "e_distance")
 """In the table; the JSON has those of all."""
 CAPTION = (
-    "Means over test perturbations of log1p(counts per 10,000); [95% bootstrap interval over perturbations]; (k/N): "
-    "defined for k of N. PearsonDelta: effects against real controls; -pert: less the mean effect of the training "
-    "perturbations, the headline; Delta20: the 20 genes of greatest |t|; MSE, DE: weighted by |t|; discr.: 1 - rank / N, "
-    "target gene left out; E-distance (Euclidean) and MMD2: unbiased, in the PCA space of the training cells. n/a: not "
-    "defined, as a correlation with something constant. split_half: half of the true cells against the other half, with "
-    "the noise of both, so that it is no strict bound: where it is r, a perfect mean has about sqrt(2r / (1 + r)). "
-    "* best but the oracle"
+    "Means over test perturbations, of log1p(counts per 10,000); [95% bootstrap interval over perturbations]; (k/N): "
+    "defined for k of N. PearsonDelta: of effects against real controls; -pert: less the mean effect of the training "
+    "perturbations, the headline; Delta20: of the 20 genes of greatest |t|; MSE, DE: weighted by |t|; discr.: "
+    "1 - rank / N, target gene left out; E-distance (Euclidean), MMD2: unbiased, in the PCA space of the training "
+    "cells. n/a: not defined, as a correlation with something constant. split_half: half of the true cells against the "
+    "other half, with the noise of both, so that it is no strict bound: where it is r, a perfect mean has about "
+    "sqrt(2r / (1 + r)). * best but the oracle"
 )
 
 
