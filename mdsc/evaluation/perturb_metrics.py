@@ -26,6 +26,7 @@ HIGHER_IS_BETTER = {
     "mmd2": False,
 }
 HEADLINES = ("pearson_delta", "pearson_delta_pert", "discrimination_l1", "e_distance", "mmd2")
+CORRELATIONS = ("pearson_delta", "pearson_delta_pert", "delta20", "delta20_no_target")
 TOP_GENES = 20
 FALSE_DISCOVERY_RATE = 0.05
 CONSTANT = 1e-6

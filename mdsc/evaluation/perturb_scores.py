@@ -20,6 +20,7 @@ from mdsc.evaluation.perturb_distances import (
 from mdsc.evaluation.perturb_estimates import PerturbScores
 from mdsc.evaluation.perturb_metrics import (
     CONSTANT,
+    CORRELATIONS,
     FALSE_DISCOVERY_RATE,
     HIGHER_IS_BETTER,
     TOP_GENES,
@@ -142,6 +143,9 @@ def _of_unit(
     predicted = np.stack([deltas[other] for other in beside if other in deltas])
     same_for_all = len(predicted) > 1 and float(np.ptp(predicted, axis=0).max()) < CONSTANT
     row = effect_metrics(effect, delta, setting.shift[unit.context], same_for_all=same_for_all)
+    if np.ptp(delta + setting.control[unit.context].mean) < CONSTANT:
+        # All genes alike, e.g. no counts at all: what would correlate is the control mean.
+        row |= dict.fromkeys(CORRELATIONS)
     others = [truth.effects[other] for other in beside]
     for kind in ("l1", "cosine"):
         value = discrimination(others, delta, beside.index(unit), kind, effect.is_target)

@@ -69,8 +69,9 @@ class PerturbTask:
             perturbation_column=perturbation_column, control_label=control_label, context_column=context_column
         )
         perturbation, context = labels.read(adata.obs, name)
-        if not (perturbation == CONTROL).any():
-            near = near_names(control_label, np.unique(adata.obs[perturbation_column].astype(str)), "it has")
+        written = np.unique(adata.obs[perturbation_column].astype(str))
+        if control_label not in written:
+            near = near_names(control_label, written, "it has")
             raise UserError(
                 f"--control-label: {name} has no control cells {control_label!r} in obs[{perturbation_column!r}]; "
                 f"{near}."
