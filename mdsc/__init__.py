@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mdsc.sampling.anndata_generation import generate_anndata
     from mdsc.sampling.anndata_inpainting import inpaint_anndata
     from mdsc.sampling.anndata_likelihood import likelihood_anndata
+    from mdsc.sampling.anndata_prediction import predict_perturbations
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "inpaint_anndata",
     "likelihood_anndata",
     "load_checkpoint",
+    "predict_perturbations",
 ]
 
 _HOMES = {
@@ -48,6 +50,7 @@ _HOMES = {
     "inpaint_anndata": "mdsc.sampling.anndata_inpainting",
     "likelihood_anndata": "mdsc.sampling.anndata_likelihood",
     "load_checkpoint": "mdsc.checkpoint",
+    "predict_perturbations": "mdsc.sampling.anndata_prediction",
 }
 
 

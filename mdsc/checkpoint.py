@@ -92,18 +92,18 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(beside)
 
 
-def checkpoint_folder(checkpoint: str | Path) -> Path:
+def checkpoint_folder(checkpoint: str | Path, flag: str = "--checkpoint") -> Path:
     """A folder of this name if there is one, else what the hub has as `user/name[@revision]`, downloaded."""
     folder = Path(checkpoint)
     if folder.is_dir():
         return folder
     repository = as_repository(str(checkpoint))
     if repository is None:
-        raise UserError(f"--checkpoint: there is no folder {folder}.")
+        raise UserError(f"{flag}: there is no folder {folder}.")
     try:
         return download(repository)
     except UserError as error:
-        raise UserError(f"--checkpoint: there is no folder {folder} here, and on the hub:\n{error}") from error
+        raise UserError(f"{flag}: there is no folder {folder} here, and on the hub:\n{error}") from error
 
 
 def checkpoint_name(folder: Path) -> str:

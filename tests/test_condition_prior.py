@@ -65,7 +65,7 @@ def test_what_is_expected_of_a_gene_is_its_law_under_the_prior_of_the_conditions
     model, cells = tiny_model(**CONDITIONS), tiny_cells()
     evidence, prior = model.gene_evidence, told(model, **DRUGS)
     inputs = {name: cells[name] for name in ("gene_ids", "tokens", "counts")}
-    features, surprise = evidence(**inputs, log_relative_depth=torch.zeros(3), fold=None, prior_mean=prior.factors)
+    features, surprise = evidence(**inputs, log_relative_depth=torch.zeros(3), fold=None, prior=prior)
     for cell in range(3):
         genes, shown = cells["gene_ids"][cell], (cells["tokens"][cell] < NUM_TOKENS).numpy()
         values, mean = np.log1p(cells["counts"][cell].numpy()), evidence.gene_mean[genes].double().numpy()

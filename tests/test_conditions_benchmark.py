@@ -11,9 +11,10 @@ from anndata import AnnData
 from shared_data import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from conditions_kang import CONTROL, STIMULATED, LeftOut, baselines, mean_log, ridge
+from conditions_kang import STIMULATED, LeftOut, baselines, mean_log, ridge
 from conditions_simulated import KNOWN, log_change, score
 
+from mdsc.data.perturbations import COLUMN, CONTROL
 from mdsc.prep.simulated_cells import Truth
 
 
@@ -25,7 +26,7 @@ def cells() -> AnnData:
     means = rng.gamma(2, 2, size=(3, 60))[kind]
     means[:, :10] *= np.where(is_stimulated, 2.0, 1.0)[:, None]
     conditions = np.where(is_stimulated, STIMULATED, CONTROL)
-    obs = pd.DataFrame({"cell_type": np.array(["x", "y", "z"])[kind], "condition": conditions}).set_index(
+    obs = pd.DataFrame({"cell_type": np.array(["x", "y", "z"])[kind], COLUMN: conditions}).set_index(
         np.arange(900).astype(str)
     )
     return AnnData(sp.csr_matrix(rng.poisson(means).astype(np.int32)), obs=obs)
@@ -34,7 +35,7 @@ def cells() -> AnnData:
 def test_stimulated_cells_of_the_type_are_in_the_target_alone(cells: AnnData):
     task = LeftOut.of(cells, "y")
     of_type = task.training.obs["cell_type"] == "y"
-    assert not (of_type & (task.training.obs["condition"] == STIMULATED)).any()
+    assert not (of_type & (task.training.obs[COLUMN] == STIMULATED)).any()
     assert set(task.control.obs_names) == set(task.training.obs_names[of_type])
     assert (task.stimulated.obs == ["y", STIMULATED]).all(axis=None)
     assert task.training.n_obs + task.stimulated.n_obs == 900

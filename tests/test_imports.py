@@ -59,7 +59,9 @@ OPTIONAL |= {"cell_eval": ["cell-eval"], "diffusers": ["diffusers"]}
 NOT_FOR_THE_MODEL = LOCAL | {"accelerate", "beartype", "psutil", "rich", "tyro"}
 NOT_FOR_TRAINING = {"anndata", "beartype", "datasets", "diffusers", "h5py", "numba", "scanpy", "tyro", "wandb"}
 # Commands read options with tyro and print with rich; AnnData is for files.
-COMMANDS = re.compile(r"\.(\w*command|doctor|progress|anndata_\w+|loaded_model|(sampled|scored|embedded)_files)$")
+COMMANDS = re.compile(
+    r"\.(\w*command|doctor|progress|anndata_\w+|loaded_model|(sampled|scored|embedded|predicted)_files)$"
+)
 
 
 @dataclass(frozen=True)

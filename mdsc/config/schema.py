@@ -278,6 +278,9 @@ class TrainConfig:
     """Folder of the run: checkpoint, config, metrics, plots."""
     seed: int = 0
     """Seeds the start of the weights, the order of the cells, the gene sets and what is hidden."""
+    init_from: str | None = None
+    """Start from the weights of this checkpoint, a folder or user/name[@revision] of the hub; the model then has its
+    shape. Genes and levels of conditions may be others: they are matched by name."""
     resume: str | None = None
     """auto: go on from the newest good state in --output-dir, or start anew where there is none. Or the folder of a
     run, or of one of its states. The number of steps, how often to log, validate and save, micro-batches, processes

@@ -11,7 +11,8 @@ Cells = TypeVar("Cells", bound="CellTensors")
 
 
 class CellTensors:
-    """Base of dataclasses whose fields are tensors, or mappings of names to tensors, all with cells as first axis."""
+    """Base of dataclasses whose fields are tensors with cells as first axis, mappings of names to such, others of these
+    dataclasses, or None."""
 
     def __len__(self) -> int:
         return len(self.cell_index)
@@ -37,6 +38,8 @@ class CellTensors:
             value = getattr(self, entry.name)
             if isinstance(value, Mapping):
                 changed[entry.name] = {name: change(tensor) for name, tensor in value.items()}
-            else:
+            elif isinstance(value, CellTensors):
+                changed[entry.name] = value._map(change)
+            elif value is not None:
                 changed[entry.name] = change(value)
         return replace(self, **changed)

@@ -5,7 +5,7 @@ that grow. anndata's own `sparse_dataset(...).append` cannot pass 2^31 counts in
 cannot be appended to at all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,8 @@ class H5adWriter:
     """Writes beside `path` and puts it in its place when the `with` block ends well; else leaves nothing.
 
     `columns` are the categorical columns of obs, `var` the columns of var beside the names of the genes, `uns` small
-    values that say where the cells are from.
+    values that say where the cells are from. `matrices`: types of X and of layers by name; float32 with `dense` ones
+    are arrays, all others CSR.
     """
 
     def __init__(
@@ -70,10 +71,15 @@ class H5adWriter:
         var: Mapping[str, Sequence[str]],
         var_names: Sequence[str],
         uns: Mapping[str, Any] | None = None,
+        *,
+        matrices: Mapping[str, type] | None = None,
+        dense: Collection[str] = (),
     ) -> None:
         self.path = Path(path)
         self._columns, self._var, self._var_names, self._uns = tuple(columns), var, var_names, uns or {}
         self._levels: dict[str, dict[str, int]] = {name: {} for name in columns}
+        self._types = dict(matrices or {"X": np.int32})
+        self._dense = dense
         self._num_cells = 0
 
     def __enter__(self) -> "H5adWriter":
@@ -83,7 +89,11 @@ class H5adWriter:
         beside = self._replacing.__enter__()
         self._file = h5py.File(beside, "w")
         self._file.attrs.update(_encoding("anndata", "0.1.0"))
-        self._counts = GrowingCsr(self._file, "X", np.int32, len(self._var_names))
+        layers = self._file.create_group("layers")
+        layers.attrs.update(_encoding("dict", "0.1.0"))
+        self._matrices = {
+            name: self._growing_matrix(self._file if name == "X" else layers, name) for name in self._types
+        }
         obs = self._file.create_group("obs")
         obs.attrs.update(_encoding("dataframe", "0.2.0"))
         obs.attrs["_index"] = "_index"
@@ -99,12 +109,25 @@ class H5adWriter:
             self._codes[name].attrs.update(_encoding("array", "0.2.0"))
         return self
 
+    def _growing_matrix(self, parent, name: str) -> GrowingCsr | GrowingArray:
+        if name in self._dense:
+            assert self._types[name] is np.float32
+            return GrowingArray(parent, name, len(self._var_names))
+        return GrowingCsr(parent, name, self._types[name], len(self._var_names))
+
     def write(
-        self, counts: "sp.csr_matrix", columns: Mapping[str, Sequence[str | None]], names: Sequence[str] | np.ndarray
+        self,
+        counts: "sp.csr_matrix | np.ndarray",
+        columns: Mapping[str, Sequence[str | None]],
+        names: Sequence[str] | np.ndarray,
+        layers: "Mapping[str, sp.csr_matrix | np.ndarray] | None" = None,
     ) -> None:
-        """Add cells: counts (cells, genes) and one value a cell of each column, where "" and None are unknown."""
-        assert counts.shape == (len(names), len(self._var_names)), counts.shape
-        self._counts.append(counts)
+        """Add cells: X (cells, genes), one value a cell of each column, where "" and None are unknown, and layers."""
+        matrices = {"X": counts} | dict(layers or {})
+        assert matrices.keys() == self._matrices.keys(), matrices.keys()
+        for name, matrix in matrices.items():
+            assert matrix.shape == (len(names), len(self._var_names)), (name, matrix.shape)
+            self._matrices[name].append(matrix)
         _append(self._names, np.asarray(names, dtype=object))
         for name, levels in self._levels.items():
             codes = [levels.setdefault(value, len(levels)) if value else -1 for value in columns[name]]
@@ -138,7 +161,7 @@ class H5adWriter:
             write_elem(self._file["obs"][name], "categories", np.array(order, dtype=object))
         write_elem(self._file, "var", pd.DataFrame(dict(self._var), index=list(self._var_names)))
         write_elem(self._file, "uns", dict(self._uns))
-        for name in ("layers", "obsm", "varm", "obsp", "varp"):
+        for name in ("obsm", "varm", "obsp", "varp"):
             write_elem(self._file, name, {})
 
 

@@ -16,7 +16,19 @@ from mdsc.data.tokenizers import Tokenizer
 
 Predict = Callable[..., Tensor]
 """predict(gene_ids, tokens, counts, is_pad, categories, vectors) -> logits (batch, genes, V): a model, or a test's
-exact conditionals. tokens: the mask token where a position is hidden, the pad token at pads; counts: 0 at both."""
+exact conditionals. tokens: the mask token where a position is hidden, the pad token at pads; counts: 0 at both. Given
+`seen_under=` beside these where there is one, and only there."""
+
+
+@dataclass(frozen=True)
+class SeenUnder(CellTensors):
+    """Counts that were seen under other conditions than those that are asked for: of a control cell, of which the rest
+    is to be filled in as under a drug."""
+
+    positions: Bool[Tensor, "batch genes"]
+    """Which, where they are visible. What is drawn beside them is of the conditions that are asked for."""
+    categories: Mapping[str, Int[Tensor, " batch"]] = field(default_factory=dict)
+    vectors: Mapping[str, Float[Tensor, "batch _"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,8 @@ class Evidence(CellTensors):
     """Categorical conditions: 0 = unknown."""
     vectors: Mapping[str, Float[Tensor, "batch _"]] = field(default_factory=dict)
     """Vector conditions."""
+    seen_under: SeenUnder | None = None
+    """None: all that is visible was seen under these conditions."""
 
     @property
     def hidden(self) -> Bool[Tensor, "batch genes"]:
@@ -46,7 +60,8 @@ class Evidence(CellTensors):
         """The model's logits over each position's data tokens."""
         tokens = tokenizer.encode_visible(self.counts, self.visible)
         tokens = tokens.masked_fill(self.is_pad, tokenizer.pad_token)
-        return predict(self.gene_ids, tokens, self.counts, self.is_pad, self.categories, self.vectors)
+        others = {} if self.seen_under is None else {"seen_under": self.seen_under}
+        return predict(self.gene_ids, tokens, self.counts, self.is_pad, self.categories, self.vectors, **others)
 
 
 def hide(cells: CellBatch, hidden: Bool[Tensor, "batch genes"]) -> Evidence:

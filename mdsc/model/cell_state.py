@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mdsc.model.condition_prior import CellPrior
+from mdsc.model.condition_prior import CellPrior, Moved
 from mdsc.model.factor_posterior import factor_posterior
 from mdsc.model.keyed_dropout import KeyedDropout
 from mdsc.model.zero_start import ZeroLinear
@@ -26,6 +26,7 @@ class CellState(nn.Module):
     """Pools the visible genes of each cell into a state, and reads the state out as logits of every gene.
 
     prior: what conditions say before any gene is seen; None stands for prior means of 0.
+    moved: where a part of the cell was seen under other conditions; None where it was not.
     """
 
     PRIOR_GENES = 16.0  # genes; weight of "nothing seen" in a plain mean
@@ -60,6 +61,7 @@ class CellState(nn.Module):
         counts: Int[Tensor, "batch genes"],
         condition: Float[Tensor, "batch condition"],
         prior: CellPrior | None = None,
+        moved: Moved | None = None,
     ) -> tuple[Float[Tensor, "batch summary"], Float[Tensor, "batch state"]]:
         """What the visible genes say, always in float32. counts: 0 where not visible.
 
@@ -70,8 +72,8 @@ class CellState(nn.Module):
         with torch.autocast(gene_ids.device.type, enabled=False):
             visible = (tokens < self.num_tokens).float()
             counts = counts.float() * visible  # hidden counts have no way in, whatever the caller left in them
-            mean = self.pool(gene_ids, counts, visible, prior)
-            depth = self.log_relative_depth(gene_ids, counts, visible, prior)
+            mean = self.pool(gene_ids, counts, visible, prior, moved)
+            depth = self.log_relative_depth(gene_ids, counts, visible, prior, moved)
             summary = torch.cat([mean, depth[:, None]], dim=-1)
             # A drug moves the prior also along directions that tell cell types apart. Were that bent like evidence, a
             # cell that is told the drug alone would begin as one type, and what is drawn first would confirm it.
@@ -87,6 +89,7 @@ class CellState(nn.Module):
         counts: Float[Tensor, "batch genes"],
         visible: Float[Tensor, "batch genes"],
         prior: CellPrior | None = None,
+        moved: Moved | None = None,
     ) -> Float[Tensor, "batch state"]:
         """E[z | visible genes] in prior standard deviations; pooling "mean": a shrunk mean of (log1p(count) - b) v."""
         residual = counts.log1p() - self.gene_value[gene_ids]
@@ -94,10 +97,14 @@ class CellState(nn.Module):
         if self.pooling == "mean":
             total = ((residual * visible)[:, None, :] @ loadings)[:, 0]
             known = 0.0 if prior is None else self.PRIOR_GENES * prior.state
+            if moved is not None:
+                known = known + (visible * moved.positions).sum(dim=-1, keepdim=True) * moved.by.state
             return (4.0 * total + known) / (visible.sum(dim=-1, keepdim=True) + self.PRIOR_GENES)  # of order one
         precision = self.log_precision[gene_ids].exp() * visible
         root = (0.5 * self.log_prior).exp()
         expected = None if prior is None else prior.state / root
+        if moved is not None:
+            residual = residual + moved.values(loadings, moved.by.state / root)
         mean, _ = factor_posterior(residual, loadings, precision, self.log_prior.exp(), expected)
         return mean * root
 
@@ -107,6 +114,7 @@ class CellState(nn.Module):
         counts: Float[Tensor, "batch genes"],
         visible: Float[Tensor, "batch genes"],
         prior: CellPrior | None = None,
+        moved: Moved | None = None,
     ) -> Float[Tensor, " batch"]:
         """log(observed / expected depth of the visible genes), both with PRIOR_DEPTH counts added.
 
@@ -115,6 +123,7 @@ class CellState(nn.Module):
         """
         expected = (self.mean_count[gene_ids] * visible).sum(dim=-1)
         known = 1.0 if prior is None else prior.log_depth.exp()
+        counts = counts if moved is None else moved.counts(counts)
         return torch.log((counts.sum(dim=-1) + self.PRIOR_DEPTH * known) / (expected + self.PRIOR_DEPTH))
 
     def logits(

@@ -7,11 +7,17 @@ A factor model with covariates: z ~ N(M c, diag(1/lambda)) where c is the sum ov
 (Bishop 2006, section 12.2.4, with a mean of the prior). Conditions count for all where nothing is visible, and fade as
 genes tell more; what is learned of them where some genes are visible holds where none are. M is linear in c: what two
 conditions do adds up where they have never been seen together.
+
+A cell of which a part was seen under other conditions, `c'`, and whose other genes are asked for under c, is the same
+cell moved: z = z' + M (c - c'), where z' is what the visible genes say under c' (abduction, action, prediction; Pearl
+2009, "Causality", section 7.1). Each visible value of it, moved by v_g . M (c - c'), is a value under c: so moved, they
+and what is drawn under c are one set of evidence, and the posterior of both is exact.
 """
 
 from typing import NamedTuple
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.amp import autocast
 
@@ -27,6 +33,29 @@ class CellPrior(NamedTuple):
     """Factors of the fixed model behind `GeneEvidence`."""
     log_depth: Float[Tensor, " batch"]
     """log of the cell's depth over the mean cell's."""
+
+
+class Moved(NamedTuple):
+    """How far a cell is from the one that was seen."""
+
+    by: CellPrior
+    """The prior means under the conditions that are asked for, less those under which it was seen."""
+    positions: Bool[Tensor, "batch genes"]
+    """Where visible counts are those that were seen."""
+
+    @classmethod
+    def of(cls, prior: CellPrior, seen: CellPrior, positions: Bool[Tensor, "batch genes"]) -> "Moved":
+        return cls(CellPrior(*(asked - before for asked, before in zip(prior, seen, strict=True))), positions)
+
+    def values(
+        self, loadings: Float[Tensor, "batch genes factors"], factors: Float[Tensor, "batch factors"]
+    ) -> Float[Tensor, "batch genes"]:
+        """What a move of the factors adds to the log1p counts that were seen."""
+        return (loadings @ factors[..., None])[..., 0] * self.positions
+
+    def counts(self, counts: Float[Tensor, "batch genes"]) -> Float[Tensor, "batch genes"]:
+        """Those that were seen at the depth that the cell has now."""
+        return torch.where(self.positions, counts * self.by.log_depth.exp()[:, None], counts)
 
 
 class ConditionPrior(nn.Module):

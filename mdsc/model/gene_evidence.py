@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mdsc.model.condition_prior import CellPrior, Moved
 from mdsc.model.factor_posterior import factor_posterior
 from mdsc.model.zero_start import ZeroLinear
 
@@ -48,10 +49,13 @@ class GeneEvidence(nn.Module):
         counts: Int[Tensor, "batch genes"],
         log_relative_depth: Float[Tensor, " batch"],
         fold: Int[Tensor, " batch"] | None,
-        prior_mean: Float[Tensor, "batch factors"] | None = None,
+        prior: CellPrior | None = None,
+        moved: Moved | None = None,
     ) -> tuple[Float[Tensor, "batch genes features"], Float[Tensor, "batch genes 1"]]:
         """NUM_FEATURES of each gene, and its surprise: how far its visible value lies from what is expected, in
         standard deviations (0 where it is hidden). All in float32.
+
+        prior, moved: see `CellState`.
         """
         with torch.autocast(gene_ids.device.type, enabled=False):
             visible = (tokens < self.num_tokens).float()
@@ -60,8 +64,11 @@ class GeneEvidence(nn.Module):
             precision = _rows(self.precision, self.fold_precision, gene_ids, fold)
             loadings = _rows(self.loadings, self.fold_loadings, gene_ids, fold)  # (batch, genes, factors)
 
-            prior = torch.ones(loadings.shape[-1], device=loadings.device)
-            mean, root = factor_posterior(residual, loadings, precision * visible, prior, prior_mean)
+            if moved is not None:
+                residual = residual + moved.values(loadings, moved.by.factors)
+            ones = torch.ones(loadings.shape[-1], device=loadings.device)
+            prior_mean = None if prior is None else prior.factors
+            mean, root = factor_posterior(residual, loadings, precision * visible, ones, prior_mean)
             expected = (loadings @ mean[..., None])[..., 0]
             half = torch.linalg.solve_triangular(root, loadings.mT, upper=False)
             deviation = half.square().sum(dim=1).sqrt() / (loadings.square().sum(dim=-1).sqrt() + 0.02)

@@ -20,12 +20,13 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
 from transformers.utils import ModelOutput
 
+from mdsc.diffusion.evidence import SeenUnder
 from mdsc.hub.download import MODEL_FILES, download
 from mdsc.hub.repository import Repository, as_repository, name_of_cached
 from mdsc.model.attention import BACKENDS, attending, missing, require, say_once
 from mdsc.model.blocks import DiTBlock, FinalLayer
 from mdsc.model.cell_state import CellState
-from mdsc.model.condition_prior import ConditionPrior
+from mdsc.model.condition_prior import ConditionPrior, Moved
 from mdsc.model.conditions import ConditionResponse, Conditions
 from mdsc.model.configuration import MdscConfig
 from mdsc.model.feature_table import FeatureTable
@@ -188,6 +189,7 @@ class MdscModel(PreTrainedModel):
         categories: dict[str, Int[Tensor, " batch"]] | None = None,
         vectors: dict[str, Float[Tensor, "batch _"]] | None = None,
         *,
+        seen_under: SeenUnder | None = None,
         fold: Int[Tensor, " batch"] | None = None,
         pathway_only: bool = False,
         max_nonzero: int | None = None,
@@ -204,6 +206,8 @@ class MdscModel(PreTrainedModel):
             categories: ids of categorical conditions, 0 (or no entry) for unknown.
             vectors: vector conditions; no entry, or NaN, for unknown. Those of columns with a table of features are
                 found by the model, where categories tell the level.
+            seen_under: which of the visible counts were seen under other conditions than those above, and under which
+                (mdsc/model/condition_prior.py). Exact in the pathway; a backbone reads these counts as they are.
             fold: of a training cell while it is trained on (`mdsc.data.folds`); None and 0 are for other cells.
             pathway_only: leave the backbone out, as if the model had no layers.
             max_nonzero: no cell has more genes of which a count above 0 is visible. The latent backbone finds out where
@@ -213,14 +217,16 @@ class MdscModel(PreTrainedModel):
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
         condition = self.conditions(categories, vectors, len(tokens), tokens.device)
         prior = self.condition_prior(condition) if self.conditions.names else None
-        summary, state = self.cell_state(gene_ids, tokens, counts, condition, prior)
+        moved = None
+        if seen_under is not None and prior is not None:
+            before = self.conditions(seen_under.categories, seen_under.vectors, len(tokens), tokens.device)
+            moved = Moved.of(prior, self.condition_prior(before), seen_under.positions)
+        summary, state = self.cell_state(gene_ids, tokens, counts, condition, prior, moved)
         logits = self.output_bias(gene_ids) + self.cell_state.logits(gene_ids, summary, state)
         if self.config.condition_rank:
             logits = logits + self.condition_response(gene_ids, condition)
         if self.config.factor_size:
-            evidence, surprise = self.gene_evidence(
-                gene_ids, tokens, counts, summary[:, -1], fold, None if prior is None else prior.factors
-            )
+            evidence, surprise = self.gene_evidence(gene_ids, tokens, counts, summary[:, -1], fold, prior, moved)
             logits = logits + self.gene_response(evidence)
         if self.config.num_layers and not pathway_only:
             x = self.gene_embedding(gene_ids) + self.token_embedding(tokens)

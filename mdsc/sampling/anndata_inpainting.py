@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float64, Int64
 from mdsc.checkpoint import Checkpoint
 from mdsc.data.anndata_counts import CountSource, open_counts
 from mdsc.data.genes import known_columns
-from mdsc.diffusion.evidence import Evidence, Predict
+from mdsc.diffusion.evidence import Evidence, Predict, SeenUnder
 from mdsc.progress import say_nothing
 from mdsc.sampling.anndata_cells import described
 from mdsc.sampling.conditions import CellConditions, ConditionRequest, Features, KnownConditions
@@ -56,6 +56,7 @@ class Inpainting:
     """Of these genes in the input."""
     asked: ConditionRequest
     conditions: CellConditions
+    seen_under: CellConditions | None
     hiding: Hiding
     sampling: SamplerOptions
     answer: AnswerOptions
@@ -79,12 +80,17 @@ class Inpainting:
         known = KnownConditions(checkpoint.model, asked.features)
         conditions = known.of_cells(source.obs, asked.condition, say)
         asked.check_guidance(known, conditions)
+        seen_under = None
+        if asked.seen_under:
+            seen_under = known.but_for(conditions, asked.seen_under, len(source.obs), "--seen-under")
         columns = known_columns(places)
         size = pass_size(checkpoint, len(columns), passes, all_genes=len(source.var))
         say(described(source, places, checkpoint.vocabulary, "kept as they are and never hidden"))
         say(hiding.said(len(columns)))
         hiding.check(len(columns))
-        return cls(checkpoint, source, places[columns], columns, asked, conditions, hiding, sampling, answer, size)
+        return cls(
+            checkpoint, source, places[columns], columns, asked, conditions, seen_under, hiding, sampling, answer, size
+        )
 
     @property
     def num_cells(self) -> int:
@@ -115,7 +121,9 @@ class Inpainting:
 
     def _portion(self, predict: Predict, counts: "sp.csr_matrix", start: int) -> Portion:
         device = self.checkpoint.model.device
-        evidence = evidence_of(counts[:, self.columns], self.places, start, self.conditions, self.hiding)
+        evidence = evidence_of(
+            counts[:, self.columns], self.places, start, self.conditions, self.hiding, self.seen_under
+        )
         filled = fill(
             predict,
             self.checkpoint.tokenizer,
@@ -144,6 +152,7 @@ class Inpainting:
             "conditions": given,
             "conditions_from_obs": [name for name in self.conditions.labels if name not in given],
             "guidance": self.asked.guidance,
+            "seen_under": dict(self.asked.seen_under),
             "genes_modelled": len(self.columns),
             "genes_not_modelled": len(self.source.var) - len(self.columns),
             **provenance(self.checkpoint),
@@ -176,6 +185,7 @@ def inpaint_anndata(
     condition: Mapping[str, str] | None = None,
     condition_features: Features | None = None,
     guidance: float = 1.0,
+    seen_under: Mapping[str, str] | None = None,
     seed: int = 0,
     copy: bool = True,
     name: str = "the AnnData",
@@ -198,6 +208,8 @@ def inpaint_anndata(
             from the columns of obs that are named like the model's.
         condition_features: features of levels that the model has not seen, e.g. {"drug": "new_drugs.parquet"}.
         guidance: how much conditions count: 1 is the model itself, 0 leaves them out (`mdsc.sampling.guidance`).
+        seen_under: levels under which the visible counts were seen, where these are not those of `condition`, e.g.
+            {"drug": "DMSO_TF"}: what is filled in is then what the same cell would have under `condition`.
         seed: what is hidden and what is drawn in a cell depends on the seed, the cell's row and its visible counts.
         copy: False adds to `adata` itself.
         name: what messages call the AnnData.
@@ -214,7 +226,7 @@ def inpaint_anndata(
             opened(checkpoint),
             source,
             hiding,
-            asked=ConditionRequest(condition or {}, condition_features or {}, guidance),
+            asked=ConditionRequest(condition or {}, condition_features or {}, guidance, seen_under or {}),
             sampling=sampling,
             answer=answer,
             passes=passes,
@@ -244,19 +256,22 @@ def evidence_of(
     first_cell: int,
     conditions: CellConditions,
     hiding: Hiding,
+    seen_under: CellConditions | None = None,
 ) -> Evidence:
     """What is visible of cells. counts: (cells, genes); places: of these genes in the vocabulary.
 
-    conditions: of all cells, of which these are the ones from `first_cell` on.
+    conditions, seen_under: of all cells, of which these are the ones from `first_cell` on.
     """
     whole = torch.from_numpy(counts.toarray())
     cell_index = torch.arange(first_cell, first_cell + len(whole))
     visible = ~hiding.hidden(whole, cell_index)
+    rows = slice(first_cell, first_cell + len(whole))
     return Evidence(
         gene_ids=torch.from_numpy(places).expand(whole.shape),
         counts=whole * visible,
         visible=visible,
         is_pad=torch.zeros_like(visible),
         cell_index=cell_index,
-        **conditions.block(slice(first_cell, first_cell + len(whole))),
+        **conditions.block(rows),
+        seen_under=None if seen_under is None else SeenUnder(positions=visible, **seen_under.block(rows)),
     )

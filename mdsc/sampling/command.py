@@ -1,9 +1,10 @@
-"""`mdsc sample`, `python sample.py`: fill in hidden counts of cells, or generate cells.
+"""`mdsc sample`, `python sample.py`: fill in hidden counts of cells, generate cells, or predict perturbed ones.
 
 python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0.8 --output filled.h5ad
 python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0.8 --num-draws 10 --output filled.h5ad
 python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0 --impute-zeros --output filled.h5ad
 python sample.py --checkpoint runs/a --num-cells 500 --condition drug=DMSO_TF --guidance 2 --output generated.h5ad
+python sample.py --checkpoint runs/p --input controls.h5ad --perturbation SPI1 BHLHE40 --output predicted.h5ad
 
 Any number of cells in the same memory; a command that was interrupted goes on when it is given again.
 """
@@ -16,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from mdsc.config.flags import parse_flags
-from mdsc.sampling.options import AnswerOptions, SamplerOptions
+from mdsc.sampling.options import AnswerOptions, PredictionOptions, SamplerOptions
 from mdsc.sampling.pass_size import PassOptions
 
 
@@ -49,6 +50,13 @@ class SampleConfig:
     guidance: float = 1.0
     """How much conditions count: 1 samples the model itself, more follows them further than it would, 0 leaves them
     out. Other numbers than 0 and 1 take two passes for one."""
+    perturbation: tuple[str, ...] = ()
+    """Predict cells in which these genes are perturbed, as symbols, or two joined by +, or a text file with one a line;
+    --input has the control cells."""
+    prediction: Annotated[PredictionOptions, tyro.conf.arg(name="")] = field(default_factory=PredictionOptions)
+    seen_under: tuple[str, ...] = ()
+    """When filling in: conditions under which the visible counts were seen, as NAME=LEVEL, where these are not those
+    of --condition; what is filled in is what the same cell would have under these."""
     sampling: Annotated[SamplerOptions, tyro.conf.arg(name="")] = field(default_factory=SamplerOptions)
     seed: int = 0
     """Seeds what is hidden and what is drawn; a cell's draws depend on it and on the cell's row."""

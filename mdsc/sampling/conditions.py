@@ -1,8 +1,8 @@
 """Conditions of cells, as a user names them, to what the model is told: ids of levels, vectors of their features."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,9 @@ Features = Mapping[str, str | Path | LevelFeatures]
 """Of further levels of condition columns: files, or what is in them."""
 
 
-def condition_pairs(texts: Iterable[str]) -> dict[str, str]:
+def condition_pairs(texts: Iterable[str], flag: str = "--condition") -> dict[str, str]:
     """["drug=DMSO_TF"] -> {"drug": "DMSO_TF"}."""
-    return named_values(texts, "--condition", "NAME=LEVEL, e.g. drug=DMSO_TF")
+    return named_values(texts, flag, "NAME=LEVEL, e.g. drug=DMSO_TF")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,8 @@ class ConditionRequest:
     """Level of each condition, the same for all cells."""
     features: Features
     guidance: float = 1.0
+    seen_under: Mapping[str, str] = field(default_factory=dict)
+    """Levels under which the visible counts of all cells were seen, where these are others."""
 
     def __post_init__(self) -> None:
         check_guidance(self.guidance)
@@ -102,10 +104,12 @@ class KnownConditions:
         self.levels = {name: list(levels) for name, levels in (model.config.condition_levels or {}).items()}
         self.vectors: dict[str, Tensor] = {}
         self.row_of: dict[str, dict[str, int]] = {}
+        self._mean: dict[str, Tensor] = {}
         for name in model.conditions.table_names:
             table = model.conditions.table(name)
             self.vectors[name] = table.vectors.detach().cpu()
             self.row_of[name] = {known: row for row, known in enumerate(table.names)}
+            self._mean[name] = (table.mean @ table.basis).detach().cpu()
         for name, given in (features or {}).items():
             self._add(model, name, given if isinstance(given, LevelFeatures) else read_features(given))
 
@@ -125,6 +129,16 @@ class KnownConditions:
         vectors = table.reduced(torch.from_numpy(features.values[new]).to(table.mean.device)).cpu()
         self.vectors[name] = torch.cat([self.vectors[name], vectors])
 
+    def add_sum(self, column: str, name: str, parts: Sequence[str]) -> None:
+        """A level whose features are the sum of those of others; of no others: features that are 0.
+
+        Vectors are features less their mean, which a sum of them would take away more than once.
+        """
+        rows = [self.row_of[column][part] for part in parts]
+        vector = self.vectors[column][rows].sum(dim=0) + (len(parts) - 1) * self._mean[column]
+        self.row_of[column][name] = len(self.vectors[column])
+        self.vectors[column] = torch.cat([self.vectors[column], vector[None]])
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.levels)
@@ -133,16 +147,14 @@ class KnownConditions:
         """All levels that can be asked for."""
         return list(dict.fromkeys([*self.levels[column], *self.row_of.get(column, ())]))
 
-    def given(self, condition: Mapping[str, str], num_cells: int) -> CellConditions:
+    def given(self, condition: Mapping[str, str], num_cells: int, flag: str = "--condition") -> CellConditions:
         """The same for all cells; a `UserError` lists near names for what the model does not know."""
         for name, level in condition.items():
             if name not in self.levels:
                 known = near_names(name, self.levels) if self.levels else "it was trained without any"
-                raise UserError(f"--condition {name}={level}: the model has no condition {name!r}; {known}.")
+                raise UserError(f"{flag} {name}={level}: the model has no condition {name!r}; {known}.")
             if level not in (known := self.of(name)):
-                raise UserError(
-                    f"--condition {name}={level}: the model knows no such level; {near_names(level, known)}."
-                )
+                raise UserError(f"{flag} {name}={level}: the model knows no such level; {near_names(level, known)}.")
         return self.of_labels({name: np.full(num_cells, level, dtype=object) for name, level in condition.items()})
 
     def of_cells(self, obs: "pd.DataFrame", condition: Mapping[str, str], say: Callable[[str], None]) -> CellConditions:
@@ -169,6 +181,12 @@ class KnownConditions:
             if missing := int((text == "").sum()):
                 say(f"obs[{name!r}] of {missing:,} cells is missing: they are taken as cells without {name}")
         return self.of_labels(labels)
+
+    def but_for(
+        self, conditions: CellConditions, condition: Mapping[str, str], num_cells: int, flag: str = "--condition"
+    ) -> CellConditions:
+        """The conditions of these cells with the levels of `condition` in place of their own."""
+        return self.of_labels(conditions.labels | self.given(condition, num_cells, flag).labels)
 
     def of_labels(self, labels: Mapping[str, np.ndarray]) -> CellConditions:
         """Of cells with these levels of conditions that the model has; a level that it does not know is unknown."""

@@ -21,14 +21,15 @@ def guided(predict: Predict, guidance: float) -> Predict:
     if guidance == 1:
         return predict
 
-    def without_conditions(gene_ids, tokens, counts, is_pad, categories, vectors) -> Tensor:
+    def without_conditions(gene_ids, tokens, counts, is_pad, categories, vectors, *, seen_under=None) -> Tensor:
+        # Where no conditions are told, none are told of what was seen under others either.
         return predict(gene_ids, tokens, counts, is_pad, {}, {})
 
     if guidance == 0:
         return without_conditions
 
-    def with_guidance(*cells) -> Tensor:
-        given, free = _log_p(predict(*cells)), _log_p(without_conditions(*cells))
+    def with_guidance(*cells, **others) -> Tensor:
+        given, free = _log_p(predict(*cells, **others)), _log_p(without_conditions(*cells))
         mixed = guidance * given + (1 - guidance) * free
         is_impossible = given.isneginf() | free.isneginf()
         return torch.log_softmax(mixed.masked_fill(is_impossible, -torch.inf), dim=-1)

@@ -22,10 +22,10 @@ def opened(checkpoint: str | Path | Checkpoint) -> Checkpoint:
 def predictor(checkpoint: Checkpoint, genes_per_pass: int | None = None) -> Predict:
     """The model as the samplers call it, for cells without pads. genes_per_pass: see `MdscModel.forward`."""
 
-    def predict(gene_ids, tokens, counts, is_pad, categories, vectors) -> Tensor:
+    def predict(gene_ids, tokens, counts, is_pad, categories, vectors, **others) -> Tensor:
         # None spares attention its mask.
         return checkpoint.model(
-            gene_ids, tokens, counts, None, dict(categories), dict(vectors), genes_per_pass=genes_per_pass
+            gene_ids, tokens, counts, None, dict(categories), dict(vectors), genes_per_pass=genes_per_pass, **others
         ).logits
 
     return predict

@@ -72,6 +72,44 @@ DEFAULTS = SamplerOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictionOptions:
+    edit_fraction: float | None = None
+    """With --perturbation and a masked model: make cells out of real control cells, of which this share of the genes
+    is hidden at a time and drawn as under the perturbation; by default cells are generated from nothing."""
+    keep_visible: bool = False
+    """With --edit-fraction: hide once, and keep the counts that stay visible, which are those of a control cell. Else
+    as often as it takes to draw each gene anew, given the others of the control cell."""
+    cells_per_perturbation: int | None = None
+    """Cells of each perturbation; by default as many as there are control cells, 500 at most."""
+    latent_sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler_edm", "heun_edm", "flow_euler"] | None = None
+    """Sampler of a Gaussian head; by default its own choice."""
+    latent_steps: int | None = None
+    """Steps of the sampler of a Gaussian head; by default its own choice."""
+
+    def __post_init__(self) -> None:
+        if self.edit_fraction is not None and not 0 < self.edit_fraction <= 1:
+            raise UserError(f"--edit-fraction is {self.edit_fraction}; it takes a share above 0, 1 at most, e.g. 0.5.")
+        if self.keep_visible and self.edit_fraction is None:
+            raise UserError("--keep-visible keeps counts of control cells that are edited: give --edit-fraction too.")
+        for name in ("cells_per_perturbation", "latent_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it takes 1 or more.")
+
+    @property
+    def of_masked(self) -> tuple[str, ...]:
+        """Flags that are given and that a Gaussian head does not read."""
+        given = {"--edit-fraction": self.edit_fraction is not None, "--keep-visible": self.keep_visible}
+        return tuple(flag for flag, is_given in given.items() if is_given)
+
+    @property
+    def of_gaussian(self) -> tuple[str, ...]:
+        """Flags that are given and that a masked model does not read."""
+        given = {"--latent-sampler": self.latent_sampler, "--latent-steps": self.latent_steps}
+        return tuple(flag for flag, value in given.items() if value is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnswerOptions:
     num_draws: int = 1
     """Times that each cell is drawn: layers mdsc_sampled, mdsc_sampled_1, ... With 2 or more the standard deviation

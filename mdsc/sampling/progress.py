@@ -17,8 +17,8 @@ class SamplingProgress(CellProgress):
     def watch(self, predict: Predict) -> Predict:
         """`predict`, which moves the bar at every pass: all cells may be taken at once."""
 
-        def watched(gene_ids, *others) -> Tensor:
-            logits = predict(gene_ids, *others)
+        def watched(gene_ids, *others, **options) -> Tensor:
+            logits = predict(gene_ids, *others, **options)
             self.done(self._cells_done + len(gene_ids) / self.passes_per_cell)
             return logits
 

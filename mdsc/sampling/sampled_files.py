@@ -27,6 +27,8 @@ from mdsc.sampling.finished_cells import FinishedCells, task_digest
 from mdsc.sampling.held_out_cells import held_out_cells
 from mdsc.sampling.hiding import Hiding
 from mdsc.sampling.loaded_model import opened
+from mdsc.sampling.options import PredictionOptions
+from mdsc.sampling.predicted_files import predict
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 def sample(config: SampleConfig) -> Path:
     """Do it, and give the path of the file that was written."""
+    if config.perturbation:
+        return predict(config)
     say = lines_on_console()
     _check(config)
     is_filling = config.num_cells is None and config.conditions_from is None
@@ -74,7 +78,8 @@ def _fill_in(
             say=say,
         )
         about = inpainting.about()
-        told = about | {"told": inpainting.conditions.digest()}
+        seen = "" if inpainting.seen_under is None else inpainting.seen_under.digest()
+        told = about | {"told": inpainting.conditions.digest() + seen}
         digest = _digest(checkpoint, folder, told, inpainting.size.cells, cells)
         with _kept(output, digest, len(source.var), say) as finished:
             with inpainting.progress(show=True) as progress:
@@ -165,6 +170,8 @@ def _check(config: SampleConfig) -> None:
     """What can be told before anything is read."""
     if config.output is not None:
         check_output(config.output, config.input)
+    if config.prediction != PredictionOptions():
+        raise UserError("--edit-fraction and the like are for --perturbation: give it, or leave them out.")
     if config.num_cells is None and config.conditions_from is None:
         if config.mask_ratio is None and config.input is None and not config.impute_zeros:
             raise UserError(
@@ -180,6 +187,7 @@ def _check(config: SampleConfig) -> None:
         ("--mask-ratio", config.mask_ratio),
         ("--impute-zeros", config.impute_zeros or None),
         ("--layer", config.layer),
+        ("--seen-under", config.seen_under or None),
         ("--quantiles", config.answer.quantiles),
         ("--num-draws", None if config.answer.num_draws == 1 else config.answer.num_draws),
     ):
@@ -191,7 +199,8 @@ def _check(config: SampleConfig) -> None:
 
 def _asked(config: SampleConfig) -> ConditionRequest:
     files = feature_files(config.condition_features, "--condition-features")
-    return ConditionRequest(condition_pairs(chain(*config.condition)), files, config.guidance)
+    seen_under = condition_pairs(config.seen_under, "--seen-under")
+    return ConditionRequest(condition_pairs(chain(*config.condition)), files, config.guidance, seen_under)
 
 
 def _cells(config: SampleConfig, checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple["Path | AnnData", str]:

@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from mdsc.training.background_writer import BackgroundWriter, cannot_write
 from mdsc.training.compiled_blocks import told_failed_compilation
 from mdsc.training.cpu_processes import start_missing_processes
 from mdsc.training.gaussian_run import prepare_gaussian
+from mdsc.training.initial_weights import flags_given, settled
 from mdsc.training.masked_run import prepare_masked
 from mdsc.training.memory_errors import told_out_of_memory
 from mdsc.training.option_checks import check
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
     uploads = Uploads(config.hub, Path(config.output_dir), progress.say) if pushes else None
     # Around all else: the last push may take long, and no other process waits for it.
     with uploads or nullcontext():
-        number = train(config, accelerator, progress, uploads)
+        number = train(config, accelerator, progress, uploads, given=flags_given(argv))
         if number and uploads is not None:
             uploads.close(patience=SECONDS_AFTER_STOP)
     accelerator.end_training()
@@ -76,11 +77,17 @@ def main(argv: list[str]) -> None:
         raise SystemExit(128 + number)
 
 
-def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, uploads: Uploads | None = None) -> int:
+def train(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    progress: RunProgress,
+    uploads: Uploads | None = None,
+    given: Collection[str] = (),
+) -> int:
     """Train and leave checkpoint, states, metrics.jsonl, run.json and loss.png in `config.output_dir`.
 
     Checkpoints are given to `uploads`, if there are any, on the main process; `config.hub` is not read here. Gives the
-    number of the signal that has stopped the run before its end, or 0.
+    number of the signal that has stopped the run before its end, or 0. `given`: the flags of the command line.
     """
     check(config, accelerator.num_processes)
     cache = RangeCache(Path(config.data.cache_dir or Path(config.data.dir) / "cache"), config.data.cache_bytes)
@@ -92,13 +99,16 @@ def train(config: TrainConfig, accelerator: Accelerator, progress: RunProgress, 
         lock = stack.enter_context(RunLock(run_folder, progress.say))
         on_main(accelerator, lock.take)
         state = state_to_resume(config, accelerator, progress.say)
+        config, start = settled(config, state and state.facts["options"], given)
         if state is not None:
             state.require_same(config, folder.digest)
             progress.say(f"going on from step {state.step:,}: {_short(state.folder)}")
             if state.step >= config.train.max_steps:
                 progress.say(f"that is all of --train.max-steps {config.train.max_steps}: give more to train on")
-        prepare = prepare_masked if config.head == "masked" else prepare_gaussian
-        prepared = prepare(config, accelerator, folder, state, progress.say)
+        if config.head == "masked":
+            prepared = prepare_masked(config, accelerator, folder, state, progress.say, start)
+        else:
+            prepared = prepare_gaussian(config, accelerator, folder, state, progress.say)
         progress.say(_summary(config, accelerator, folder, prepared.model))
         if config.head == "masked" and config.model.num_layers and config.train.pathway_steps >= config.train.max_steps:
             progress.say("--train.pathway-steps takes all of --train.max-steps: the blocks will not be trained")
