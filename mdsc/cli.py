@@ -32,6 +32,8 @@ COMMANDS = {
     "prepare mixture": Command("mdsc.prep.mixture", "train on several folders of shards at once, with weights"),
     "prepare simulate": Command("mdsc.prep.simulate", "make shards of simulated cells of any number"),
     "prepare features": Command("mdsc.prep.features", "make features of drugs or genes, for levels without cells"),
+    "prepare perturbation": Command("mdsc.prep.perturbation", "make a perturbation task of Perturb-seq cells"),
+    "prepare gene-embeddings": Command("mdsc.prep.gene_embeddings", "make vectors of genes from GenePT, GO or others"),
     "shards-to-h5ad": Command("mdsc.prep.shards_to_h5ad", "take cells out of a folder of shards, as an AnnData file"),
     "validate": Command("mdsc.prep.validate", "say whether an AnnData file is usable, and how to mend it"),
     "verify": Command("mdsc.prep.verify", "check every byte of a folder of shards, and list all faults"),

@@ -13,6 +13,7 @@ from mdsc.training.step_averages import CLOCKED, StepAverages
 from mdsc.training.tracking import Tracker, read_metrics
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+NAMES = ("loss", "nll", "ordinal", "grad_norm")
 
 
 def lines_of_a_run(folder: Path, **train) -> tuple[list[dict], int]:

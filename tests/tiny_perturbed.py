@@ -1,4 +1,4 @@
-"""A few hundred perturbed cells with known effects, as shards with gene embeddings; and options of a tiny Gaussian head."""
+"""A few hundred perturbed cells with known effects, as shards with gene embeddings; options of a tiny Gaussian head."""
 
 from pathlib import Path
 
@@ -90,9 +90,9 @@ def gaussian_flags(folder: Path, *more: str) -> list[str]:
         "validation.num-cells": 40,
     }
     given = {text.removeprefix("--") for text in more}
-    return [text for name, value in options.items() if name not in given for text in (f"--{name}", str(value))] + [
-        *more
-    ]
+    named = [text for name, value in options.items() if name not in given for text in (f"--{name}", str(value))]
+    (folder / "empty.yaml").touch()
+    return ["--config", str(folder / "empty.yaml"), *named, *more]
 
 
 def gaussian_config(folder: Path, *more: str) -> TrainConfig:

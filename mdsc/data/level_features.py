@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Float64
 
@@ -109,7 +110,10 @@ def read_features(path: str | Path) -> LevelFeatures:
 
 def write_features(features: LevelFeatures, path: str | Path) -> None:
     """A parquet file with the columns `name` and `features`."""
-    numbers = pa.array(features.values.astype(np.float32).tolist(), pa.list_(pa.float32()))
+    size = features.values.shape[1]
+    # Without a Python number for each: files of gene embeddings have a hundred million.
+    flat = pa.array(features.values.astype(np.float32).ravel(), pa.float32())
+    numbers = pa.ListArray.from_arrays(pa.array(np.arange(len(features.names) + 1) * size, pa.int32()), flat)
     with replacing(path) as beside:
         pq.write_table(pa.table({"name": pa.array(features.names, pa.string()), "features": numbers}), beside)
 
@@ -133,10 +137,11 @@ def features_of_table(
     columns = list(columns) or [name for name in table.column_names if name != naming]
     names = tuple(str(name) for name in table[naming].to_pylist())
     if len(columns) == 1 and (pa.types.is_list(kinds[columns[0]]) or pa.types.is_fixed_size_list(kinds[columns[0]])):
-        rows = table[columns[0]].to_pylist()
-        if len({-1 if row is None else len(row) for row in rows}) > 1:
+        rows = table[columns[0]]
+        if pc.count_distinct(pc.fill_null(pc.list_value_length(rows), -1)).as_py() > 1:
             raise UserError(f"{source}: the lists of column {columns[0]!r} are of different lengths.")
-        return LevelFeatures(names, np.array(rows, dtype=np.float64).reshape(len(rows), -1), source)
+        flat = pc.list_flatten(rows).to_numpy().astype(np.float64)
+        return LevelFeatures(names, flat.reshape(len(rows), -1), source)
     for name in columns:
         kind = kinds[name]
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):

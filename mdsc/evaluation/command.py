@@ -10,6 +10,7 @@ KINDS = {
     "inpaint": ("mdsc.evaluation.inpaint_command", "score the filling in of hidden counts beside plain baselines"),
     "generate": ("mdsc.evaluation.generation_command", "score generated cells beside real ones and plain baselines"),
     "embed": ("mdsc.evaluation.embedding_command", "score an embedding of cells by labels, beside PCA of the counts"),
+    "perturb": ("mdsc.evaluation.perturb_command", "score predicted perturbed cells beside real ones and baselines"),
 }
 """Name -> the module whose `main` runs, and what it does in one line."""
 

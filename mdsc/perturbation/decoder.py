@@ -1,7 +1,7 @@
 """Latents to log expression of all genes: the exact inverse of the PCA, and a residual network that starts at 0.
 
 Real latents have their own expression, so they are learnt from cell by cell. Generated ones have none, only the set of
-real cells that they should be like: they are compared set by set, and their latents are detached, so that the decoder
+real cells that they should be like: they are compared set by set. They are drawn without gradients, so that the decoder
 is taught and the denoiser is not.
 """
 
@@ -41,25 +41,23 @@ class Decoder(nn.Module):
                 h = h + block(F.layer_norm(h, h.shape[-1:]))
             return basis.to_genes(latent) + self.head(F.layer_norm(h, h.shape[-1:]))
 
-    def cellwise_loss(
-        self, latent: Float[Tensor, "batch k"], expression: Float[Tensor, "batch genes"], basis: PcaBasis
-    ) -> Float[Tensor, " batch"]:
-        """Squared error of each real cell from its own latents, mean over genes."""
-        return (self.before_clamp(latent, basis) - expression).square().mean(dim=1)
 
-    def set_losses(
-        self,
-        latent: Float[Tensor, "groups n k"],
-        expression: Float[Tensor, "groups m genes"],
-        basis: PcaBasis,
-    ) -> dict[str, Float[Tensor, " groups"]]:
-        """Of sets of generated latents against sets of real cells, n and m at least 2.
+def cellwise_loss(
+    decoded: Float[Tensor, "batch genes"], expression: Float[Tensor, "batch genes"]
+) -> Float[Tensor, " batch"]:
+    """Squared error of each real cell from its own latents, mean over genes. decoded: before the clamp."""
+    return (decoded - expression).square().mean(dim=1)
 
-        mmd: unbiased squared MMD between the latents of what is decoded and of the real cells. pseudobulk: squared
-        error of the mean log expression, mean over genes.
-        """
-        decoded = self(latent.detach().flatten(0, 1), basis)
-        real = basis.to_latent(expression.flatten(0, 1)).unflatten(0, expression.shape[:2])
-        mmd = mmd2_unbiased(basis.to_latent(decoded).unflatten(0, latent.shape[:2]), real)
-        difference = decoded.unflatten(0, latent.shape[:2]).mean(dim=1) - expression.mean(dim=1)
-        return {"mmd": mmd, "pseudobulk": difference.square().mean(dim=1)}
+
+def set_losses(
+    decoded: Float[Tensor, "groups n genes"], expression: Float[Tensor, "groups m genes"], basis: PcaBasis
+) -> dict[str, Float[Tensor, " groups"]]:
+    """Of sets of decoded latents against sets of real cells, n and m at least 2. decoded: before the clamp.
+
+    mmd: unbiased squared MMD between the latents of what is decoded and of the real cells. pseudobulk: squared error of
+    the mean log expression, mean over genes.
+    """
+    decoded = decoded.clamp(min=0)
+    real, made = (basis.to_latent(cells.flatten(0, 1)).unflatten(0, cells.shape[:2]) for cells in (expression, decoded))
+    difference = decoded.mean(dim=1) - expression.mean(dim=1)
+    return {"mmd": mmd2_unbiased(made, real), "pseudobulk": difference.square().mean(dim=1)}

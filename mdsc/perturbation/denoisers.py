@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mdsc.model.keyed_dropout import KeyedDropout
 from mdsc.model.zero_start import ZeroLinear
 from mdsc.perturbation.pca_basis import PcaBasis
 from mdsc.perturbation.ridge_shift import RidgeShift
@@ -108,7 +109,7 @@ class FeedForward(nn.Sequential):
     """What a block adds: two layers on normalised input."""
 
     def __init__(self, width: int, dropout: float):
-        super().__init__(nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width))
+        super().__init__(nn.Linear(width, width), nn.SiLU(), KeyedDropout(dropout), nn.Linear(width, width))
 
 
 class _GroupAttention(nn.Module):
@@ -118,14 +119,14 @@ class _GroupAttention(nn.Module):
         self.num_heads = next(heads for heads in range(most, 0, -1) if width % heads == 0)
         self.to_qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.dropout = dropout
+        self.dropout = KeyedDropout(dropout)
 
     def forward(self, h: Tensor, group_size: int) -> Tensor:
         batch, width = h.shape
         qkv = self.to_qkv(h).view(batch // group_size, group_size, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (groups, heads, group_size, head_size) each
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-        return self.out(attended.transpose(1, 2).reshape(batch, width))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.dropout(self.out(attended.transpose(1, 2).reshape(batch, width)))
 
 
 def make_denoiser(

@@ -50,7 +50,8 @@ class GaussianHead(PreTrainedModel):
         self.denoiser = make_denoiser(
             config.denoiser, size, config.condition_size, config.width, config.num_layers, config.dropout
         )
-        self.decoder = Decoder(size, config.num_genes, config.decoder_width) if config.decoder_width else None
+        width = config.decoder_width
+        self.decoder = Decoder(size, config.num_genes, width) if width else None
         self.post_init()
 
     @torch.no_grad()
@@ -72,11 +73,12 @@ class GaussianHead(PreTrainedModel):
     ) -> GaussianOutput:
         """The denoiser's output for noisy latents, and the decoder's log expression of clean ones.
 
-        group_size: consecutive cells that are of one set. latents: whole ones, with their shift.
+        group_size: consecutive cells that are of one set. latents: whole ones, with their shift; what is decoded of
+        them may be below 0, as losses need it.
         """
         scaled, time = network_input(xt, alpha, sigma)
         output = self.denoiser(scaled, time, condition, group_size)
-        return GaussianOutput(output, None if latents is None else self.to_genes(latents))
+        return GaussianOutput(output, None if latents is None else self.decoder.before_clamp(latents, self.basis))
 
     def denoised(
         self,
@@ -122,8 +124,9 @@ class GaussianHead(PreTrainedModel):
 
     def to_genes(self, latents: Float[Tensor, "cells k"]) -> Float[Tensor, "cells genes"]:
         """Latents (with their shift) as log expression, 0 or more."""
-        expression = self.basis.to_genes(latents)
-        return expression.clamp(min=0.0) if self.decoder is None else self.decoder(latents, expression)
+        if self.decoder is None:
+            return self.basis.to_genes(latents).clamp(min=0.0)
+        return self.decoder(latents, self.basis)
 
     def vectors_of(self, names: tuple[str, ...]) -> Float[Tensor, "names d"]:
         """Of perturbations by name, also such as A+B of which each gene is known; UserError for any other."""

@@ -68,7 +68,7 @@ class LatentCells:
         return self._computed(rows) if self._table is None else self._table[torch.from_numpy(rows)]
 
     @cached_property
-    def pooled(self) -> dict[tuple[str, str], Float[Tensor, " k"]]:
+    def pooled(self) -> dict[tuple[str, str | None], Float[Tensor, " k"]]:
         """Mean latent of the control cells by (context, batch), and of all batches by (context, None)."""
         found = {}
         for context in self.cells.contexts:
@@ -154,7 +154,7 @@ class PairedBatches:
             self.matching,
             cells.batch[controls],
             cells.batch[rows],
-            random,
+            rng=random,
         )
         has_decoder = self.latent_cells.head.decoder is not None
         expression = cells.expression(rows) if has_decoder else np.zeros((size, 0), dtype=np.float32)

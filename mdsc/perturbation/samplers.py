@@ -61,7 +61,7 @@ def draw(
     elif sampler in ("euler_edm", "heun_edm"):
         x = (_euler_edm if sampler == "euler_edm" else _heun_edm)(denoise, noise, ratios)
     else:
-        x = _variance_preserving(denoise, noise, ratios, sampler, generator)
+        x = variance_preserving(denoise, noise, ratios, sampler, generator)
     if not (finite := x.isfinite().all(dim=1)).all():
         raise ValueError(f"{sampler} in {num_steps} steps gave values that are not finite in {(~finite).sum()} rows")
     return x
@@ -95,9 +95,10 @@ def noise_ratios(sampler: str, num_steps: int, path: NoisePath) -> Float[np.ndar
     return np.linspace(greatest ** (1 / _RHO), least ** (1 / _RHO), num_steps) ** _RHO
 
 
-def _variance_preserving(
-    denoise: Denoise, x: Tensor, ratios: np.ndarray, sampler: str, generator: torch.Generator | None
+def variance_preserving(
+    denoise: Denoise, x: Tensor, ratios: np.ndarray, sampler: str, generator: torch.Generator | None = None
 ) -> Tensor:
+    """ddpm, ddim, dpm++ or unipc from unit normal x along any falling ratios."""
     diffusers = _diffusers()
     options = {"num_train_timesteps": len(ratios), "trained_betas": betas_of(ratios), "prediction_type": "sample"}
     options |= {"timestep_spacing": "trailing", "thresholding": False}

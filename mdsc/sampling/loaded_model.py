@@ -11,7 +11,7 @@ from mdsc.diffusion.evidence import Predict
 
 
 def opened(checkpoint: str | Path | Checkpoint) -> Checkpoint:
-    """A masked model's checkpoint of a folder, on a GPU if there is one; one that is loaded stays as and where it is."""
+    """The checkpoint of a masked model's folder, on a GPU if there is one; one that is loaded stays as it is."""
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
     loaded = load_masked(checkpoint)

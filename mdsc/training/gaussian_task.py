@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mdsc.config.schema import TrainConfig
 from mdsc.diffusion.keyed_random import Stream, keyed_uniform
 from mdsc.model.keyed_dropout import keyed_dropout
-from mdsc.perturbation.decoder import generated_losses, real_losses
+from mdsc.perturbation.decoder import cellwise_loss, set_losses
 from mdsc.perturbation.generation import DrawOptions, draw_latents, keyed_normal
 from mdsc.perturbation.head import GaussianHead
 from mdsc.perturbation.noise_paths import noise_path
@@ -161,10 +161,9 @@ class GaussianTask(Task):
     def _decoder_loss(self, expression: Tensor, cells: PairedBatch, is_generated: Tensor) -> Tensor:
         size = self.config.gaussian.set_size
         real, generated = expression[: len(cells)], expression[len(cells) :]
-        loss = real_losses(real, cells.expression)
+        loss = cellwise_loss(real, cells.expression)
         if len(generated):
-            of_sets = generated_losses(
-                generated.unflatten(0, (-1, size)), cells.expression[is_generated].unflatten(0, (-1, size))
-            )
+            sets = (values.unflatten(0, (-1, size)) for values in (generated, cells.expression[is_generated]))
+            of_sets = sum(set_losses(*sets, self.head.basis).values())
             loss = loss.index_add(0, is_generated.nonzero().flatten(), of_sets.repeat_interleave(size))
         return loss

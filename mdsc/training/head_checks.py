@@ -79,7 +79,7 @@ def _changed(group: Any, default: Any) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in named if value != getattr(default, name)]
 
 
-def _require(is_good: bool, name: str, value: float, wanted: str) -> None:
+def _require(is_good: bool, name: str, value: float | int, wanted: str) -> None:
     if not is_good:
         raise UserError(f"--gaussian.{name} is {value}; give {wanted}.")
 
