@@ -197,7 +197,7 @@ def _suggest(name: str, config_class: type, prefix: str) -> str:
     near = difflib.get_close_matches(name.replace("-", "_"), options, n=1, cutoff=0.5)
     if near:
         return f" Perhaps you meant {prefix}{near[0]}?"
-    if len(options) <= 12:
+    if len(options) <= 14:
         return f" The options here are {', '.join(prefix + option for option in options)}."
     return " See --help."
 
