@@ -244,8 +244,11 @@ class GaussianConfig:
     matching: Literal["batch", "random", "ot"] = "batch"
     """Which unperturbed cell a perturbed one is told of: one of its batch, any of its context, or the one that optimal
     transport gives it (needs POT: pip install "mdsc[perturbation]")."""
+    pooled_condition: bool = True
+    """Whether the network is told the mean of all unperturbed cells of the batch and context; it is what cells are
+    centred at in any case."""
     cell_condition: bool = True
-    """Whether the network is told that cell, beside the mean of all unperturbed cells of its batch and context."""
+    """Whether it is told one of them too, as its difference from that mean."""
     decoder_width: int = 0
     """Width of the network that corrects the exact inverse of the PCA; 0 leaves it out."""
     decoder_weight: float = 1.0

@@ -59,6 +59,7 @@ def build_head(
             start=options.start,
             several_contexts=len(contexts) > 1,
             num_units=len(units),
+            pooled_condition=options.pooled_condition,
             cell_condition=options.cell_condition,
             denoiser=options.denoiser,
             width=options.width,

@@ -1,12 +1,13 @@
 """The Gaussian head: latents of perturbed cells from noise, given the perturbed gene and unperturbed cells.
 
-    x0 = latent of a perturbed cell - shift             shift: ridge regression of mean effects, frozen
-    xt = alpha x0 + sigma noise
+    x0 = latent of a perturbed cell - centre            centre: mean of the unperturbed cells of its context and batch,
+    xt = alpha x0 + sigma noise                         and the shift that a frozen ridge regression expects
     denoiser(xt, log sigma/alpha, [is told, is perturbed, gene vector, unperturbed cells]) -> x0
 
 A transformers model. The PCA basis, the gene vectors and the shift are buffers: they come with every checkpoint.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from mdsc.data.log_expression import TARGET_DEPTH
 from mdsc.errors import UserError
 from mdsc.model.feature_table import FeatureTable
 from mdsc.perturbation.configuration import GaussianHeadConfig
@@ -88,7 +90,7 @@ class GaussianHead(PreTrainedModel):
         condition: Float[Tensor, "batch c"],
         group_size: int = 1,
     ) -> Float[Tensor, "batch k"]:
-        """x0, the shift still to be added."""
+        """x0, the centre still to be added."""
         output = self(xt, alpha, sigma, condition, group_size).output
         return x0_of(output, xt, alpha, sigma, self.config.target)
 
@@ -103,13 +105,10 @@ class GaussianHead(PreTrainedModel):
         """What the denoiser is told. vectors: NaN counts as 0, as where a cell is not perturbed or told of it."""
         told = torch.ones_like(is_perturbed) if is_told is None else is_told
         known = (told & is_perturbed)[:, None]
-        parts = [
-            told[:, None].float(),
-            known.float(),
-            torch.where(known, vectors.nan_to_num(nan=0.0), 0.0),
-            pooled,
-        ]
-        return torch.cat(parts + ([cells] if self.config.cell_condition else []), dim=1)
+        parts = [told[:, None].float(), known.float(), torch.where(known, vectors.nan_to_num(nan=0.0), 0.0)]
+        parts += [pooled] if self.config.pooled_condition else []
+        parts += [cells - pooled] if self.config.cell_condition else []
+        return torch.cat(parts, dim=1)
 
     def shift(
         self, vectors: Float[Tensor, "batch d"], is_perturbed: Bool[Tensor, " batch"], pooled: Float[Tensor, "batch k"]
@@ -123,10 +122,12 @@ class GaussianHead(PreTrainedModel):
         return self.vectors.of_levels(levels)
 
     def to_genes(self, latents: Float[Tensor, "cells k"]) -> Float[Tensor, "cells genes"]:
-        """Latents (with their shift) as log expression, 0 or more."""
+        """Latents (with their centre) as log expression: from 0 to that of a cell that has nothing but this gene."""
         if self.decoder is None:
-            return self.basis.to_genes(latents).clamp(min=0.0)
-        return self.decoder(latents, self.basis)
+            expression = self.basis.to_genes(latents)
+        else:
+            expression = self.decoder.before_clamp(latents, self.basis)
+        return expression.clamp(min=0.0, max=math.log1p(TARGET_DEPTH))
 
     def vectors_of(self, names: tuple[str, ...]) -> Float[Tensor, "names d"]:
         """Of perturbations by name, also such as A+B of which each gene is known; UserError for any other."""

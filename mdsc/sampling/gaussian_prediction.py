@@ -64,14 +64,15 @@ def predict_gaussian(
     def portions() -> Iterator[PredictedCells]:
         for name, vector in zip(names, vectors, strict=True):
             own = vector.expand(len(rows), -1)
-            shift = head.shift(own, is_perturbed.to(own.device), pooled.to(own.device))
+            around = pooled.to(own.device)
+            centre = around + head.shift(own, is_perturbed.to(own.device), around)
             drawn = draw_latents(
                 head,
                 own,
                 is_perturbed,
                 pooled,
                 latents,
-                shift,
+                centre,
                 options=options,
                 seed=seed_of(seed, name),
                 keys=torch.arange(len(rows)),

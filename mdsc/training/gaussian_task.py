@@ -45,7 +45,8 @@ class GaussianTask(Task):
         is_perturbed = cells.level > 0
         vectors = head.vectors_of_levels(cells.level)
         shift = torch.where(is_perturbed[:, None], head.unit_shift[cells.unit.clamp(min=0)], 0.0)
-        x0 = cells.latents - shift
+        centre = cells.pooled + shift
+        x0 = cells.latents - centre
         noise = keyed_normal(
             Stream.NOISE,
             self.config.seed,
@@ -60,7 +61,7 @@ class GaussianTask(Task):
         )
         decodes = head.decoder is not None
         generated, is_generated = (
-            self._generated(step, cells, vectors, is_perturbed, shift) if decodes else (None, None)
+            self._generated(step, cells, vectors, is_perturbed, centre) if decodes else (None, None)
         )
         latents = torch.cat([cells.latents, generated]) if decodes else None
         with keyed_dropout(head, seed=self.config.seed, step=step, cell_index=cells.cell_index):
@@ -128,7 +129,7 @@ class GaussianTask(Task):
         return weight * distance(sets(x0_hat), sets(x0)).repeat_interleave(size)
 
     def _generated(
-        self, step: int, cells: PairedBatch, vectors: Tensor, is_perturbed: Tensor, shift: Tensor
+        self, step: int, cells: PairedBatch, vectors: Tensor, is_perturbed: Tensor, centre: Tensor
     ) -> tuple[Float[Tensor, "generated k"], Tensor]:
         """Latents that the head draws for some of the sets, and whose they are; more of them as training goes on."""
         size = self.config.gaussian.set_size
@@ -145,7 +146,7 @@ class GaussianTask(Task):
             is_perturbed[rows],
             cells.pooled[rows],
             cells.cells[rows],
-            shift[rows],
+            centre[rows],
             options=self.draw_options,
             seed=self.config.seed + step,
             keys=cells.cell_index[rows],

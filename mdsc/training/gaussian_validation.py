@@ -98,9 +98,9 @@ class GaussianValidation:
         pooled = self.training.pooled_of(unit.context, self.training.cells.batch[chosen]).to(head.device)
         vectors = head.vectors_of((unit.perturbation,)).expand(len(rows), -1)
         is_perturbed = torch.ones(len(rows), dtype=torch.bool, device=head.device)
-        shift = head.shift(vectors, is_perturbed, pooled)
+        centre = pooled + head.shift(vectors, is_perturbed, pooled)
         keys = number * NUM_CELLS + torch.arange(len(rows), device=head.device)
-        drawn = draw_latents(head, vectors, is_perturbed, pooled, cells, shift, options=options, seed=SEED, keys=keys)
+        drawn = draw_latents(head, vectors, is_perturbed, pooled, cells, centre, options=options, seed=SEED, keys=keys)
         energy = energy_unbiased(drawn[None], real[None]).item()
         predicted = head.to_genes(drawn).double().mean(dim=0).cpu().numpy()
         true = self._mean(self.cells.cells, rows)
@@ -109,7 +109,7 @@ class GaussianValidation:
             for reference in (self._control_mean[unit.context], self._perturbed_mean[unit.context])
         ]
         condition = head.condition(vectors, is_perturbed, pooled, cells)
-        gaps = [self._gap(head, time, real - shift, condition, keys) for time in TIMES]
+        gaps = [self._gap(head, time, real - centre, condition, keys) for time in TIMES]
         return [energy, *deltas, *gaps]
 
     def _gap(
