@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mdsc.perturbation.denoisers import init_weights, make_denoiser
 from mdsc.perturbation.noise_paths import PATHS, noise_path
 from mdsc.perturbation.samplers import (
     DEFAULT_SAMPLER,
@@ -15,6 +16,7 @@ from mdsc.perturbation.samplers import (
     noise_ratios,
     num_evaluations,
 )
+from mdsc.perturbation.targets import network_input, noised, pointwise, regression_target, x0_of
 
 pytest.importorskip("diffusers")
 
@@ -86,6 +88,38 @@ def test_a_mixture_keeps_its_weights(sampler: str):
     for component, members in enumerate((is_first, ~is_first)):
         assert (x[members].mean(dim=0) - means[component]).abs().max() < 0.05
         assert (x[members].std(dim=0) - sd).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("target", "path"), [("flow", "flow"), ("v", "cosine"), ("edm", "edm"), ("epsilon", "linear"), ("x0", "flow")]
+)
+def test_a_denoiser_that_is_learnt_draws_its_data(target: str, path: str):
+    """All parts together: two Gaussians that a condition tells apart, learnt along a path and drawn by the default."""
+    torch.manual_seed(0)
+    model = make_denoiser("adaln", 2, 1, width=48, num_layers=2)
+    model.apply(init_weights)
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=300)
+    for _ in range(300):
+        condition = torch.randint(2, (256, 1)).float()
+        x0, noise = (2 * condition - 1) + 0.5 * torch.randn(256, 2), torch.randn(256, 2)
+        alpha, sigma = noise_path(path).levels(torch.rand(256))
+        output = model(*network_input(noised(x0, noise, alpha, sigma), alpha, sigma), condition)
+        loss = pointwise(output, regression_target(x0, noise, alpha, sigma, target)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        decay.step()
+
+    def denoise(x: Tensor, alpha: float, sigma: float) -> Tensor:
+        levels = x.new_full((len(x),), alpha), x.new_full((len(x),), sigma)
+        return x0_of(model(*network_input(x, *levels), torch.ones(len(x), 1)), x, *levels, target)
+
+    x = draw(denoise, torch.randn(2000, 2), path=path)
+    # Epsilon's error of x_0 grows towards noise, where the walk begins.
+    tolerance = 0.35 if target == "epsilon" else 0.15
+    assert (x.mean(dim=0) - 1).abs().max() < tolerance
+    assert (x.std(dim=0) - 0.5).abs().max() < tolerance
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
