@@ -94,7 +94,7 @@ def test_a_mixture_keeps_its_weights(sampler: str):
     ("target", "path"), [("flow", "flow"), ("v", "cosine"), ("edm", "edm"), ("epsilon", "linear"), ("x0", "flow")]
 )
 def test_a_denoiser_that_is_learnt_draws_its_data(target: str, path: str):
-    """All parts together: two Gaussians that a condition tells apart, learnt along a path and drawn by the default."""
+    """All parts together: two Gaussians that a condition tells apart, learnt along a path and then drawn."""
     torch.manual_seed(0)
     model = make_denoiser("adaln", 2, 1, width=48, num_layers=2)
     model.apply(init_weights)
@@ -115,11 +115,11 @@ def test_a_denoiser_that_is_learnt_draws_its_data(target: str, path: str):
         levels = x.new_full((len(x),), alpha), x.new_full((len(x),), sigma)
         return x0_of(model(*network_input(x, *levels), torch.ones(len(x), 1)), x, *levels, target)
 
-    x = draw(denoise, torch.randn(2000, 2), path=path)
-    # Epsilon's error of x_0 grows towards noise, where the walk begins.
-    tolerance = 0.35 if target == "epsilon" else 0.15
-    assert (x.mean(dim=0) - 1).abs().max() < tolerance
-    assert (x.std(dim=0) - 0.5).abs().max() < tolerance
+    # Epsilon's errors of x_0 are large towards noise, where a walk begins; of all samplers ddpm alone forgets them.
+    how = {"sampler": "ddpm", "num_steps": 250} if target == "epsilon" else {}
+    x = draw(denoise, torch.randn(2000, 2), path=path, **how)
+    assert (x.mean(dim=0) - 1).abs().max() < 0.15
+    assert (x.std(dim=0) - 0.5).abs().max() < 0.15
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
