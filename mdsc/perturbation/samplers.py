@@ -20,7 +20,7 @@ SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc", "euler_edm", "heun_edm", "flow_eul
 DEFAULT_SAMPLER, DEFAULT_STEPS = "unipc", 20
 """Chosen by `benchmarks/gaussian_samplers.py`, with an exact denoiser; from one that learnt epsilon ddpm draws best."""
 LEAST_RATIO, GREATEST_RATIO = 0.004, 160.0
-"""Of sigma/alpha, where a sampler is free to choose: EDM's range of .002 to 80, for data of sd 1 in place of .5."""
+"""Of sigma/alpha, in sampling: EDM's range of .002 to 80, for data of sd 1 in place of .5."""
 _RHO = 7
 """Of EDM's steps (Karras et al. 2022, eq. 5): the higher, the more of them at low noise."""
 
@@ -78,17 +78,18 @@ def num_evaluations(sampler: str, num_steps: int) -> int:
 def noise_ratios(sampler: str, num_steps: int, path: NoisePath) -> Float[np.ndarray, " steps"]:
     """sigma/alpha before each step, falling; after the last it is 0.
 
-    ddpm and ddim go by the path's own time, in equal steps from its end. The others are free to choose within the
-    path's range, as far as that is within LEAST_RATIO and GREATEST_RATIO: euler_edm and heun_edm take EDM's steps,
-    dpm++, unipc and flow_euler equal steps of sigma / (alpha + sigma), flow's time. EDM's would cost the multistep
-    solvers twice the steps, because few of them are where sigma is near alpha (`benchmarks/gaussian_samplers.py`).
+    ddpm and ddim go by the path's own time, in equal steps from its end; levels beyond GREATEST_RATIO, of which cosine
+    and flow have a few, become that one: there x_0 from epsilon would be off by thousands. The others are free to
+    choose within the path's range, as far as that is within LEAST_RATIO and GREATEST_RATIO: euler_edm and heun_edm take
+    EDM's steps, dpm++, unipc and flow_euler equal steps of sigma / (alpha + sigma), flow's time. EDM's would cost the
+    multistep solvers twice the steps, as few of them are where sigma is near alpha (`benchmarks/gaussian_samplers.py`).
     """
     of_path = path.ratios(NUM_LEVELS).numpy()
     if sampler in ("ddpm", "ddim"):
         if num_steps > NUM_LEVELS:
             raise ValueError(f"{num_steps} steps of {sampler}: a path has {NUM_LEVELS} levels")
         places = np.round(NUM_LEVELS - np.arange(num_steps) * NUM_LEVELS / num_steps).astype(int) - 1
-        return of_path[places]
+        return np.minimum(of_path[places], GREATEST_RATIO)
     least, greatest = max(of_path[0], LEAST_RATIO), min(of_path[-1], GREATEST_RATIO)
     if sampler in ("dpm++", "unipc", "flow_euler"):
         latest, earliest = greatest / (1 + greatest), least / (1 + least)
