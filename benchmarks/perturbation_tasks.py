@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from real_cells import shared_file
 
-from mdsc.data.level_features import LevelFeatures, read_features
+from mdsc.data.level_features import LevelFeatures
 from mdsc.errors import UserError
 from mdsc.prep.gene_embeddings import read_gmt, term_components
 from mdsc.prep.perturbation_task import perturbation_task
@@ -47,6 +46,7 @@ def papalexi() -> Iterator[Fold]:
             say=lambda text: None,
             perturbation_column="perturbation_top",
             control_label="non-targeting",
+            control_reference=0.0,
             batch_column="bio_rep",
             split=("folds",),
             num_folds=5,
@@ -70,6 +70,7 @@ def adamson() -> Iterator[Fold]:
             say=lambda text: None,
             perturbation_column="guide_gene",
             control_label="non-targeting",
+            control_reference=0.0,
             split=("leave-one-out",),
             fold=fold,
             val_fraction=0.0,
@@ -88,6 +89,7 @@ def kang() -> Iterator[Fold]:
             say=lambda text: None,
             perturbation_column="condition",
             control_label="control",
+            control_reference=0.0,
             cell_type_column="cell_type",
             split=("cell-type",),
             held_out=(cell_type,),

@@ -1,13 +1,16 @@
 """The Gaussian head: latents of perturbed cells from noise, given the perturbed gene and unperturbed cells.
 
-    x0 = latent of a perturbed cell - centre            centre: mean of the unperturbed cells of its context and batch,
-    xt = alpha x0 + sigma noise                         and the shift that a frozen ridge regression expects
+    centre = mean of the unperturbed cells of a context and batch + shift that a ridge regression expects, frozen
+    x0 = latent of a perturbed cell - that of the centre
+    xt = alpha x0 + sigma noise
     denoiser(xt, log sigma/alpha, [is told, is perturbed, gene vector, unperturbed cells]) -> x0
+    expression = PCA's inverse of the latent + what the PCA leaves out of the centre
+
+So where the denoiser adds nothing to the mean, predictions have the mean of the ridge regression, over all genes.
 
 A transformers model. The PCA basis, the gene vectors and the shift are buffers: they come with every checkpoint.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +19,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from mdsc.data.log_expression import TARGET_DEPTH
 from mdsc.errors import UserError
 from mdsc.model.feature_table import FeatureTable
 from mdsc.perturbation.configuration import GaussianHeadConfig
@@ -46,9 +48,9 @@ class GaussianHead(PreTrainedModel):
         size, levels = config.latent_size, config.levels or []
         self.basis = PcaBasis(config.num_genes, config.pca_size)
         self.vectors = FeatureTable(levels, config.feature_names or levels, config.num_features, config.vector_size)
-        self.ridge = RidgeShift(config.ridge_size, size)
+        self.ridge = RidgeShift(config.ridge_size, config.num_genes)
         # Of each unit of training, by the ridge regression of the others.
-        self.register_buffer("unit_shift", torch.zeros(config.num_units, size))
+        self.register_buffer("unit_shift", torch.zeros(config.num_units, config.num_genes))
         self.denoiser = make_denoiser(
             config.denoiser, size, config.condition_size, config.width, config.num_layers, config.dropout
         )
@@ -75,12 +77,12 @@ class GaussianHead(PreTrainedModel):
     ) -> GaussianOutput:
         """The denoiser's output for noisy latents, and the decoder's log expression of clean ones.
 
-        group_size: consecutive cells that are of one set. latents: whole ones, with their shift; what is decoded of
-        them may be below 0, as losses need it.
+        group_size: consecutive cells that are of one set. latents: whole ones, with their centre; what the PCA leaves
+        out of it is to be added to the expression.
         """
         scaled, time = network_input(xt, alpha, sigma)
         output = self.denoiser(scaled, time, condition, group_size)
-        return GaussianOutput(output, None if latents is None else self.decoder.before_clamp(latents, self.basis))
+        return GaussianOutput(output, None if latents is None else self.decoder(latents, self.basis))
 
     def denoised(
         self,
@@ -112,22 +114,28 @@ class GaussianHead(PreTrainedModel):
 
     def shift(
         self, vectors: Float[Tensor, "batch d"], is_perturbed: Bool[Tensor, " batch"], pooled: Float[Tensor, "batch k"]
-    ) -> Float[Tensor, "batch k"]:
-        """What the ridge regression expects of a perturbation; 0 for controls, and where its vector is NaN."""
+    ) -> Float[Tensor, "batch genes"]:
+        """Change of log expression that the ridge regression expects; 0 for controls, and where the vector is NaN.
+
+        pooled: latents.
+        """
         read = torch.cat([vectors, pooled], dim=1) if self.config.several_contexts else vectors
         return torch.where(is_perturbed[:, None], self.ridge(read), 0.0)
+
+    def left_out(self, centre: Float[Tensor, "batch genes"]) -> Float[Tensor, "batch genes"]:
+        """What the PCA leaves out of a centre."""
+        return centre - self.basis.to_genes(self.basis.to_latent(centre))
 
     def vectors_of_levels(self, levels: Int[Tensor, " batch"]) -> Float[Tensor, "batch d"]:
         """Of training perturbations 1, 2, ...; NaN for the control, 0."""
         return self.vectors.of_levels(levels)
 
-    def to_genes(self, latents: Float[Tensor, "cells k"]) -> Float[Tensor, "cells genes"]:
-        """Latents (with their centre) as log expression: from 0 to that of a cell that has nothing but this gene."""
-        if self.decoder is None:
-            expression = self.basis.to_genes(latents)
-        else:
-            expression = self.decoder.before_clamp(latents, self.basis)
-        return expression.clamp(min=0.0, max=math.log1p(TARGET_DEPTH))
+    def to_genes(
+        self, latents: Float[Tensor, "cells k"], left_out: Float[Tensor, "cells genes"]
+    ) -> Float[Tensor, "cells genes"]:
+        """Latents (with their centre) as log expression. Like any PCA's inverse it may be below 0."""
+        decoded = self.basis.to_genes(latents) if self.decoder is None else self.decoder(latents, self.basis)
+        return decoded + left_out
 
     def vectors_of(self, names: tuple[str, ...]) -> Float[Tensor, "names d"]:
         """Of perturbations by name, also such as A+B of which each gene is known; UserError for any other."""

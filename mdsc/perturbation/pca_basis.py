@@ -60,6 +60,12 @@ class PcaBasis(nn.Module):
             centred = expression.to(self.mean.dtype) - self.mean
             return (centred if self.size is None else centred @ self.components.T) / self.scale
 
+    def effect(self, change: Float[Tensor, "batch genes"]) -> Float[Tensor, "batch k"]:
+        """A change of log expression as that of latents."""
+        with torch.autocast(change.device.type, enabled=False):
+            change = change.to(self.mean.dtype)
+            return (change if self.size is None else change @ self.components.T) / self.scale
+
     def to_genes(self, latent: Float[Tensor, "batch k"]) -> Float[Tensor, "batch genes"]:
         """The inverse, exact for cells within the span of the components. It may be below 0."""
         with torch.autocast(latent.device.type, enabled=False):

@@ -45,7 +45,7 @@ class GaussianTask(Task):
         is_perturbed = cells.level > 0
         vectors = head.vectors_of_levels(cells.level)
         shift = torch.where(is_perturbed[:, None], head.unit_shift[cells.unit.clamp(min=0)], 0.0)
-        centre = cells.pooled + shift
+        centre = cells.pooled + head.basis.effect(shift)
         x0 = cells.latents - centre
         noise = keyed_normal(
             Stream.NOISE,
@@ -71,7 +71,8 @@ class GaussianTask(Task):
         of_sets = self._set_loss(found.output, xt, x0, noise, alpha, sigma)
         of_decoder = torch.zeros_like(of_cells)
         if decodes:
-            of_decoder = self._decoder_loss(found.expression, cells, is_generated)
+            left_out = head.left_out(cells.pooled_expression + shift)
+            of_decoder = self._decoder_loss(found.expression, left_out, cells, is_generated)
         loss = of_cells + options.set_weight * of_sets + options.decoder_weight * of_decoder
         return {"loss": loss, "pointwise": of_cells, "set": of_sets, "decoder": of_decoder}
 
@@ -159,9 +160,9 @@ class GaussianTask(Task):
         begin = options.generated_from * steps
         return options.generated_share * max(0.0, min(1.0, (step - begin) / max(steps - begin, 1)))
 
-    def _decoder_loss(self, expression: Tensor, cells: PairedBatch, is_generated: Tensor) -> Tensor:
+    def _decoder_loss(self, expression: Tensor, left_out: Tensor, cells: PairedBatch, is_generated: Tensor) -> Tensor:
         size = self.config.gaussian.set_size
-        real, generated = expression[: len(cells)], expression[len(cells) :]
+        real, generated = expression[: len(cells)] + left_out, expression[len(cells) :] + left_out[is_generated]
         loss = cellwise_loss(real, cells.expression)
         if len(generated):
             sets = (values.unflatten(0, (-1, size)) for values in (generated, cells.expression[is_generated]))
