@@ -257,7 +257,7 @@ class GaussianConfig:
     """Share of the sets of a step of which the decoder is also given generated latents, at the end of training."""
     generated_from: float = 0.5
     """Share of --train.max-steps after which that begins; it then rises evenly from 0."""
-    sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler_edm", "heun_edm", "flow_euler"] = "dpm++"
+    sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler_edm", "heun_edm", "flow_euler"] = "unipc"
     """Sampler of `sample.py`, of validation and of the decoder's generated latents."""
     num_steps: int = 20
     """Its steps."""

@@ -47,7 +47,7 @@ class GaussianHeadConfig(PreTrainedConfig):
     noise: str = "cosine"
     set_size: int = 32
     decoder_width: int = 0
-    sampler: str = "dpm++"
+    sampler: str = "unipc"
     num_steps: int = 20
 
     def __post_init__(self, **kwargs):
