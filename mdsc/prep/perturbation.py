@@ -65,6 +65,8 @@ def save_task(
     features: gene embeddings, of which features.parquet keeps all genes, and a row for each perturbation and the
     control. about: more to say in task.json.
     """
+    from anndata import AnnData
+
     folder = Path(folder)
     _check_output(folder)
     told = dict(task.uns["task"])
@@ -72,11 +74,11 @@ def save_task(
     varying = [name for name in CONTEXT_COLUMNS if name in task.obs and task.obs[name].nunique() > 1]
     with alone(folder), replacing(folder) as beside:
         beside.mkdir(parents=True)
-        without_uns = task.copy()
-        del without_uns.uns["task"]
-        without_uns.write_h5ad(beside / CELLS, compression="gzip", compression_opts=1)
+        of_all = AnnData(task.X, obs=task.obs, var=task.var)
+        of_all.write_h5ad(beside / CELLS, compression="gzip", compression_opts=1)
         controls = np.flatnonzero((task.obs[COLUMN] == CONTROL).to_numpy())
-        without_uns[controls].copy().write_h5ad(beside / CONTROLS, compression="gzip", compression_opts=1)
+        of_controls = AnnData(task.X[controls], obs=task.obs.iloc[controls], var=task.var)
+        of_controls.write_h5ad(beside / CONTROLS, compression="gzip", compression_opts=1)
         if features is not None:
             write_features(_with_perturbations(features, sorted(counts.index)), beside / FEATURES)
             told["gene_embeddings"] = features.source

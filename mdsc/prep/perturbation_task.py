@@ -133,7 +133,7 @@ def make_task(
         raise UserError(f"{cells.source}: no control cell is for training ({rule.about}): models start from them.")
 
     rows = np.flatnonzero(split != "")
-    counts, kept_split = cells.counts[rows], split[rows]
+    counts, kept_split = cells.counts if len(rows) == len(split) else cells.counts[rows], split[rows]
     genes = variable_genes(counts, kept_split == "train", cells.genes, cells.perturbation[rows], options.num_genes, say)
     obs = pd.DataFrame({COLUMN: cells.perturbation[rows]}, index=cells.names[rows])
     for name, values in (("cell_type", cells.cell_type), ("batch", cells.batch)):
