@@ -369,6 +369,10 @@ def test_only_a_tasks_folder_is_replaced(tmp_path, capsys):
     assert mdsc(["prepare", "perturbation", str(tmp_path / "in.h5ad"), "--output-dir", str(out)]) == 2
     assert "holds other files, which would be lost (notes.txt)" in capsys.readouterr().err
     assert (out / "notes.txt").read_text() == "mine"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "cells.h5ad").write_text("no task's")
+    with pytest.raises(UserError, match=r"would be lost \(cells\.h5ad\)"):
+        save_task(quiet(adata), tmp_path / "own")
 
 
 def test_real_files():

@@ -77,8 +77,7 @@ def save_task(
         of_all = AnnData(task.X, obs=task.obs, var=task.var)
         of_all.write_h5ad(beside / CELLS, compression="gzip", compression_opts=1)
         controls = np.flatnonzero((task.obs[COLUMN] == CONTROL).to_numpy())
-        of_controls = AnnData(task.X[controls], obs=task.obs.iloc[controls], var=task.var)
-        of_controls.write_h5ad(beside / CONTROLS, compression="gzip", compression_opts=1)
+        of_all[controls].copy().write_h5ad(beside / CONTROLS, compression="gzip", compression_opts=1)
         if features is not None:
             write_features(_with_perturbations(features, sorted(counts.index)), beside / FEATURES)
             told["gene_embeddings"] = features.source
@@ -109,7 +108,7 @@ def _check_output(folder: Path, source: Path | None = None) -> None:
         raise UserError(f"{folder} is a file; give a folder for the task (--output-dir).")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    own = {CELLS, CONTROLS, FEATURES, SHARDS, TASK}
+    own = {CELLS, CONTROLS, FEATURES, SHARDS, TASK} if (folder / TASK).is_file() else set()
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if strangers:
         raise UserError(
