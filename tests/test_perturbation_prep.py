@@ -258,7 +258,7 @@ def test_split_file_and_column(tmp_path):
     path = tmp_path / "split.json"
     path.write_text(json.dumps({"train": ["G01+ctrl", "G02"], "val": ["G03"], "test": ["G04", "NOWHERE"]}))
     task, lines = told(adata, split_file=path)
-    assert "names 1 perturbations of no cell: NOWHERE" in lines
+    assert "split.json) names 1 perturbations of no cell: NOWHERE" in lines
     assert "8 perturbations are left out, no part of the split: G00, G05" in lines
     perturbed = task.obs[task.obs["perturbation"] != CONTROL].drop_duplicates("perturbation")
     found = dict(zip(perturbed["perturbation"], perturbed["split"], strict=True))
