@@ -235,6 +235,13 @@ def test_folds_hold_out_every_gene_once():
         quiet(adata, split="leave-one-out", fold=12)
 
 
+def test_a_pair_with_a_held_out_gene_is_for_test():
+    labels = ["ctrl"] * 20 + ["A1+ctrl"] * 5 + ["A1+B1"] * 5 + ["B1+C1"] * 5 + ["B1+ctrl"] * 5
+    task = quiet(labelled(labels), perturbation_column="label", split=("leave-out", "A1"))
+    of = dict(zip(task.obs["perturbation"], task.obs["split"], strict=True))
+    assert {name for name, split in of.items() if split == "test" and name != CONTROL} == {"A1", "A1+B1"}
+
+
 def test_cell_type_split_keeps_the_controls_of_the_held_out_type():
     adata = labelled(["control", "stim"] * 60, kind=["B"] * 40 + ["T"] * 80)
     task = quiet(

@@ -233,3 +233,27 @@ def test_too_few_embeddings_are_told_and_full_is_adamsons_size(tmp_path):
         truth_of(PerturbationSimulation(num_perturbations=2, num_cells=40, num_genes=10), alike)
     sized = SimulatePerturbationsConfig(output=tmp_path / "x.h5ad", full=True).sized
     assert (sized.num_cells, sized.num_genes) == (68_603, 5_060)
+
+
+def test_the_oracle_knows_nothing_of_what_no_embedding_tells():
+    config = PerturbationSimulation(
+        num_perturbations=4, num_cells=1000, num_genes=60, unexplained=1.0, effect_size=1.0, median_depth=2000.0
+    )
+    cells, oracle = simulate_perturbations(config, oracle_cells=1000)
+    labels = cells.obs["condition"].astype(str).str.removesuffix("+ctrl").to_numpy()
+    predicted = oracle.obs["perturbation"].astype(str).to_numpy()
+    rest = [number for number, gene in enumerate(oracle.var_names) if gene.startswith("SIM")]
+    of_cells, of_oracle = means_by(cells.X[:, rest], labels), means_by(oracle.X[:, rest], predicted)
+    names = sorted(set(labels) - {CONTROL})
+    differ = np.abs(of_cells[names[0]] - of_cells[names[1]]).max()
+    assert np.abs(of_oracle[names[0]] - of_oracle[names[1]]).max() < 0.4 < differ
+
+
+def test_predicted_cells_keep_what_their_control_cells_are():
+    truth = truth_of(SMALL, None)
+    cells = CellStates.of(truth)
+    rows = np.array([5, 17, 3, 2000])
+    under = cells.perturbed_in(rows, 4, seed=0)
+    for name in ("batch", "state", "phase", "depth"):
+        assert (getattr(under, name) == getattr(cells, name)[rows]).all()
+    assert under.perturbation.tolist() == [4] * 4
