@@ -34,6 +34,9 @@ COMMANDS = {
     "prepare features": Command("mdsc.prep.features", "make features of drugs or genes, for levels without cells"),
     "prepare perturbation": Command("mdsc.prep.perturbation", "make a perturbation task of Perturb-seq cells"),
     "prepare gene-embeddings": Command("mdsc.prep.gene_embeddings", "make vectors of genes from GenePT, GO or others"),
+    "prepare simulate-perturbations": Command(
+        "mdsc.prep.simulated_perturbations", "make a Perturb-seq file whose effects are known"
+    ),
     "shards-to-h5ad": Command("mdsc.prep.shards_to_h5ad", "take cells out of a folder of shards, as an AnnData file"),
     "validate": Command("mdsc.prep.validate", "say whether an AnnData file is usable, and how to mend it"),
     "verify": Command("mdsc.prep.verify", "check every byte of a folder of shards, and list all faults"),

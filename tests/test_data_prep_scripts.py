@@ -34,3 +34,23 @@ def test_each_runs_and_tells_of_mistakes(tmp_path):
     assert "conditions: drug, cell_line, plate, dose\n3 of the 3 files of published\n" in done.stdout
     done = run(tmp_path, "simulate.py", "--output-dir", "sim", "--num-cells", "50")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_perturbations_from_a_simulation_to_a_task(tmp_path):
+    size = ["--num-perturbations", "12", "--num-cells", "600", "--num-genes", "60", "--median-depth", "800"]
+    done = run(tmp_path, "simulate_perturbations.py", "--output", "sim.h5ad", *size)
+    assert (done.returncode, done.stderr) == (0, "")
+    vectors = ["sim_embeddings.parquet", "--output", "genes.parquet", "--for", "sim.h5ad"]
+    done = run(tmp_path, "gene_embeddings.py", *vectors)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "12 of 60 genes have an embedding" in done.stdout
+    done = run(
+        tmp_path, "adamson.py", "sim.h5ad", "--output-dir", "task", "--gene-embeddings", "genes.parquet", "--num-genes",
+        "40",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "task: 600 cells x 40 genes, gears-simulation, seed 1" in done.stdout
+    done = run(tmp_path, "adamson.py", "sim.h5ad", "--output-dir", "task", "--control-label", "control")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: sim.h5ad has no cells of --control-label 'control'")

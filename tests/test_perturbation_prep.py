@@ -235,6 +235,13 @@ def test_folds_hold_out_every_gene_once():
         quiet(adata, split="leave-one-out", fold=12)
 
 
+def test_a_pair_with_a_held_out_gene_is_for_test():
+    labels = ["ctrl"] * 20 + ["A1+ctrl"] * 5 + ["A1+B1"] * 5 + ["B1+C1"] * 5 + ["B1+ctrl"] * 5
+    task = quiet(labelled(labels), perturbation_column="label", split=("leave-out", "A1"))
+    of = dict(zip(task.obs["perturbation"], task.obs["split"], strict=True))
+    assert {name for name, split in of.items() if split == "test" and name != CONTROL} == {"A1", "A1+B1"}
+
+
 def test_cell_type_split_keeps_the_controls_of_the_held_out_type():
     adata = labelled(["control", "stim"] * 60, kind=["B"] * 40 + ["T"] * 80)
     task = quiet(
@@ -258,7 +265,7 @@ def test_split_file_and_column(tmp_path):
     path = tmp_path / "split.json"
     path.write_text(json.dumps({"train": ["G01+ctrl", "G02"], "val": ["G03"], "test": ["G04", "NOWHERE"]}))
     task, lines = told(adata, split_file=path)
-    assert "names 1 perturbations of no cell: NOWHERE" in lines
+    assert "split.json) names 1 perturbations of no cell: NOWHERE" in lines
     assert "8 perturbations are left out, no part of the split: G00, G05" in lines
     perturbed = task.obs[task.obs["perturbation"] != CONTROL].drop_duplicates("perturbation")
     found = dict(zip(perturbed["perturbation"], perturbed["split"], strict=True))
@@ -369,6 +376,10 @@ def test_only_a_tasks_folder_is_replaced(tmp_path, capsys):
     assert mdsc(["prepare", "perturbation", str(tmp_path / "in.h5ad"), "--output-dir", str(out)]) == 2
     assert "holds other files, which would be lost (notes.txt)" in capsys.readouterr().err
     assert (out / "notes.txt").read_text() == "mine"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "cells.h5ad").write_text("no task's")
+    with pytest.raises(UserError, match=r"would be lost \(cells\.h5ad\)"):
+        save_task(quiet(adata), tmp_path / "own")
 
 
 def test_real_files():

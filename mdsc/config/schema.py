@@ -244,8 +244,11 @@ class GaussianConfig:
     matching: Literal["batch", "random", "ot"] = "batch"
     """Which unperturbed cell a perturbed one is told of: one of its batch, any of its context, or the one that optimal
     transport gives it (needs POT: pip install "mdsc[perturbation]")."""
+    pooled_condition: bool = True
+    """Whether the network is told the mean of all unperturbed cells of the batch and context; it is what cells are
+    centred at in any case."""
     cell_condition: bool = True
-    """Whether the network is told that cell, beside the mean of all unperturbed cells of its batch and context."""
+    """Whether it is told one of them too, as its difference from that mean."""
     decoder_width: int = 0
     """Width of the network that corrects the exact inverse of the PCA; 0 leaves it out."""
     decoder_weight: float = 1.0
@@ -254,7 +257,7 @@ class GaussianConfig:
     """Share of the sets of a step of which the decoder is also given generated latents, at the end of training."""
     generated_from: float = 0.5
     """Share of --train.max-steps after which that begins; it then rises evenly from 0."""
-    sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler_edm", "heun_edm", "flow_euler"] = "dpm++"
+    sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler_edm", "heun_edm", "flow_euler"] = "unipc"
     """Sampler of `sample.py`, of validation and of the decoder's generated latents."""
     num_steps: int = 20
     """Its steps."""

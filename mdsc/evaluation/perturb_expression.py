@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LARGEST = 12.0
 """No log1p of counts per 10,000 is above log1p(10,000) = 9.2; a prediction may be a bit beyond."""
-LEAST = -2.0
+LEAST = -12.0
 """Log expression is 0 or more; what a linear model predicts may be a bit below."""
 CHUNK = 4_000_000
 CHUNK_ROWS = 4000

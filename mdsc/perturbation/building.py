@@ -59,6 +59,7 @@ def build_head(
             start=options.start,
             several_contexts=len(contexts) > 1,
             num_units=len(units),
+            pooled_condition=options.pooled_condition,
             cell_condition=options.cell_condition,
             denoiser=options.denoiser,
             width=options.width,
@@ -120,22 +121,21 @@ def _vectors(
 def _fit_shift(head: GaussianHead, cells: PerturbedCells, units: list[Unit]) -> None:
     """The ridge regression of all units; and for each of them, that of the others, so that what the diffusion learns to
     add is what it will have to add for a perturbation that nobody has seen."""
-    latent = {unit: _mean_latent(head, cells, cells.rows_of[unit]) for unit in units}
-    control = {
-        context: _mean_latent(head, cells, cells.controls(context)) for context in {unit.context for unit in units}
-    }
+    mean = {unit: _mean(cells, cells.rows_of[unit]) for unit in units}
+    control = {context: _mean(cells, cells.controls(context)) for context in {unit.context for unit in units}}
     level = {name: number for number, name in enumerate(head.config.levels, start=1)}
     vectors = head.vectors_of_levels(torch.tensor([level[unit.perturbation] for unit in units])).double().numpy()
     if head.config.several_contexts:
-        vectors = np.column_stack([vectors, np.stack([control[unit.context] for unit in units])])
-    effects = np.stack([latent[unit] - control[unit.context] for unit in units])
+        pooled = torch.from_numpy(np.stack([control[unit.context] for unit in units]))
+        vectors = np.column_stack([vectors, head.basis.to_latent(pooled).double().numpy()])
+    effects = np.stack([mean[unit] - control[unit.context] for unit in units])
     head.ridge.load_state_dict(RidgeShift.fit(vectors, effects).state_dict())
     head.unit_shift.copy_(torch.from_numpy(_left_out_shifts(vectors, effects, units)))
 
 
 def _left_out_shifts(
-    vectors: Float64[np.ndarray, "units d"], effects: Float64[np.ndarray, "units k"], units: list[Unit]
-) -> Float32[np.ndarray, "units k"]:
+    vectors: Float64[np.ndarray, "units d"], effects: Float64[np.ndarray, "units genes"], units: list[Unit]
+) -> Float32[np.ndarray, "units genes"]:
     """Shift of each unit by a regression without its perturbation; where there is one alone, without its context."""
     perturbations = np.array([unit.perturbation for unit in units])
     names = perturbations if len(set(perturbations)) > 1 else np.array([unit.context for unit in units])
@@ -149,10 +149,8 @@ def _left_out_shifts(
     return found
 
 
-def _mean_latent(head: GaussianHead, cells: PerturbedCells, rows: np.ndarray) -> Float64[np.ndarray, " k"]:
-    """The basis is affine: the latent of the mean is the mean of the latents."""
-    mean = np.asarray(log_normalised(cells.counts[rows]).mean(axis=0), dtype=np.float64)
-    return head.basis.to_latent(torch.from_numpy(mean).float())[0].double().numpy()
+def _mean(cells: PerturbedCells, rows: np.ndarray) -> Float64[np.ndarray, " genes"]:
+    return np.asarray(log_normalised(cells.counts[rows]).mean(axis=0), dtype=np.float64).ravel()
 
 
 def _named(units: list[Unit]) -> str:

@@ -37,6 +37,7 @@ class GaussianHeadConfig(PreTrainedConfig):
     """Whether the ridge regression reads the context's unperturbed cells too."""
     num_units: int = 0
     """Perturbations in contexts that it was fitted to."""
+    pooled_condition: bool = True
     cell_condition: bool = True
     denoiser: str = "adaln"
     width: int = 512
@@ -46,7 +47,7 @@ class GaussianHeadConfig(PreTrainedConfig):
     noise: str = "cosine"
     set_size: int = 32
     decoder_width: int = 0
-    sampler: str = "dpm++"
+    sampler: str = "unipc"
     num_steps: int = 20
 
     def __post_init__(self, **kwargs):
@@ -65,7 +66,7 @@ class GaussianHeadConfig(PreTrainedConfig):
     @property
     def condition_size(self) -> int:
         """is told, is perturbed, gene vector, pooled unperturbed cells, and one of them."""
-        return 2 + self.vector_size + self.latent_size * (1 + self.cell_condition)
+        return 2 + self.vector_size + self.latent_size * (self.pooled_condition + self.cell_condition)
 
     @property
     def ridge_size(self) -> int:

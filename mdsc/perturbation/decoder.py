@@ -17,7 +17,7 @@ from mdsc.perturbation.set_losses import mmd2_unbiased
 
 
 class Decoder(nn.Module):
-    """expression = max(basis.to_genes(z) + residual(z), 0).
+    """expression = basis.to_genes(z) + residual(z).
 
     The basis is given with each call: the head holds it, and a weights file has no tensor twice.
     """
@@ -29,11 +29,8 @@ class Decoder(nn.Module):
         self.head = ZeroLinear(width, num_genes)
 
     def forward(self, latent: Float[Tensor, "batch k"], basis: PcaBasis) -> Float[Tensor, "batch genes"]:
-        """Log expression, not below 0. float32, whatever autocast says."""
-        return self.before_clamp(latent, basis).clamp(min=0)
-
-    def before_clamp(self, latent: Float[Tensor, "batch k"], basis: PcaBasis) -> Float[Tensor, "batch genes"]:
-        """As forward, but below 0 too: where the clamp's gradient is 0, a gene could not be learnt upwards."""
+        """Log expression, in float32 whatever autocast says. It may be below 0: a clamp would move the mean of every
+        gene that is seldom seen, and hide effects on it."""
         with torch.autocast(latent.device.type, enabled=False):
             latent = latent.float()
             h = self.read(latent)
@@ -45,19 +42,18 @@ class Decoder(nn.Module):
 def cellwise_loss(
     decoded: Float[Tensor, "batch genes"], expression: Float[Tensor, "batch genes"]
 ) -> Float[Tensor, " batch"]:
-    """Squared error of each real cell from its own latents, mean over genes. decoded: before the clamp."""
+    """Squared error of each real cell from its own latents, mean over genes."""
     return (decoded - expression).square().mean(dim=1)
 
 
 def set_losses(
     decoded: Float[Tensor, "groups n genes"], expression: Float[Tensor, "groups m genes"], basis: PcaBasis
 ) -> dict[str, Float[Tensor, " groups"]]:
-    """Of sets of decoded latents against sets of real cells, n and m at least 2. decoded: before the clamp.
+    """Of sets of decoded latents against sets of real cells, n and m at least 2.
 
     mmd: unbiased squared MMD between the latents of what is decoded and of the real cells. pseudobulk: squared error of
     the mean log expression, mean over genes.
     """
-    decoded = decoded.clamp(min=0)
     real, made = (basis.to_latent(cells.flatten(0, 1)).unflatten(0, cells.shape[:2]) for cells in (expression, decoded))
     difference = decoded.mean(dim=1) - expression.mean(dim=1)
     return {"mmd": mmd2_unbiased(made, real), "pseudobulk": difference.square().mean(dim=1)}

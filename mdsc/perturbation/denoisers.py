@@ -17,7 +17,7 @@ from mdsc.perturbation.ridge_shift import RidgeShift
 
 DENOISERS = ("mlp", "adaln", "set")
 TIME_FEATURES = 64
-_HEAD_SIZE = 64
+_HEAD_SIZE = 32
 
 
 class Denoiser(nn.Module, ABC):

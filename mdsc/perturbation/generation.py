@@ -1,4 +1,4 @@
-"""Latents of perturbed cells drawn from the head: guidance, the sampler, and the shift that is added at the end."""
+"""Latents of perturbed cells drawn from the head: guidance, the sampler, and the centre that is added at the end."""
 
 from dataclasses import dataclass
 
@@ -33,13 +33,13 @@ def draw_latents(
     is_perturbed: Bool[Tensor, " cells"],
     pooled: Float[Tensor, "cells k"],
     cells: Float[Tensor, "cells k"],
-    shift: Float[Tensor, "cells k"],
+    centre: Float[Tensor, "cells k"],
     *,
     options: DrawOptions,
     seed: int,
     keys: Int[Tensor, " cells"],
 ) -> Float[Tensor, "cells k"]:
-    """Latents with their shift, on the head's device. `keys`: of each cell's noise, beside the seed.
+    """Latents with their centre, on the head's device. `keys`: of each cell's noise, beside the seed.
 
     Where the denoiser looks at sets, consecutive cells make one; the last set is filled up with copies of its cells.
     """
@@ -57,7 +57,7 @@ def draw_latents(
             keys=keys[filled.to(keys.device)].to(head.device),
             group_size=size,
         )
-        parts.append(x0[: len(rows)] + shift[rows.to(shift.device)].to(head.device))
+        parts.append(x0[: len(rows)] + centre[rows.to(centre.device)].to(head.device))
     return torch.cat(parts)
 
 

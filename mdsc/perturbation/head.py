@@ -1,8 +1,12 @@
 """The Gaussian head: latents of perturbed cells from noise, given the perturbed gene and unperturbed cells.
 
-    x0 = latent of a perturbed cell - shift             shift: ridge regression of mean effects, frozen
+    centre = mean of the unperturbed cells of a context and batch + shift that a ridge regression expects, frozen
+    x0 = latent of a perturbed cell - that of the centre
     xt = alpha x0 + sigma noise
     denoiser(xt, log sigma/alpha, [is told, is perturbed, gene vector, unperturbed cells]) -> x0
+    expression = PCA's inverse of the latent + what the PCA leaves out of the centre
+
+So where the denoiser adds nothing to the mean, predictions have the mean of the ridge regression, over all genes.
 
 A transformers model. The PCA basis, the gene vectors and the shift are buffers: they come with every checkpoint.
 """
@@ -44,9 +48,9 @@ class GaussianHead(PreTrainedModel):
         size, levels = config.latent_size, config.levels or []
         self.basis = PcaBasis(config.num_genes, config.pca_size)
         self.vectors = FeatureTable(levels, config.feature_names or levels, config.num_features, config.vector_size)
-        self.ridge = RidgeShift(config.ridge_size, size)
+        self.ridge = RidgeShift(config.ridge_size, config.num_genes)
         # Of each unit of training, by the ridge regression of the others.
-        self.register_buffer("unit_shift", torch.zeros(config.num_units, size))
+        self.register_buffer("unit_shift", torch.zeros(config.num_units, config.num_genes))
         self.denoiser = make_denoiser(
             config.denoiser, size, config.condition_size, config.width, config.num_layers, config.dropout
         )
@@ -73,12 +77,12 @@ class GaussianHead(PreTrainedModel):
     ) -> GaussianOutput:
         """The denoiser's output for noisy latents, and the decoder's log expression of clean ones.
 
-        group_size: consecutive cells that are of one set. latents: whole ones, with their shift; what is decoded of
-        them may be below 0, as losses need it.
+        group_size: consecutive cells that are of one set. latents: whole ones, with their centre; what the PCA leaves
+        out of it is to be added to the expression.
         """
         scaled, time = network_input(xt, alpha, sigma)
         output = self.denoiser(scaled, time, condition, group_size)
-        return GaussianOutput(output, None if latents is None else self.decoder.before_clamp(latents, self.basis))
+        return GaussianOutput(output, None if latents is None else self.decoder(latents, self.basis))
 
     def denoised(
         self,
@@ -88,7 +92,7 @@ class GaussianHead(PreTrainedModel):
         condition: Float[Tensor, "batch c"],
         group_size: int = 1,
     ) -> Float[Tensor, "batch k"]:
-        """x0, the shift still to be added."""
+        """x0, the centre still to be added."""
         output = self(xt, alpha, sigma, condition, group_size).output
         return x0_of(output, xt, alpha, sigma, self.config.target)
 
@@ -103,30 +107,35 @@ class GaussianHead(PreTrainedModel):
         """What the denoiser is told. vectors: NaN counts as 0, as where a cell is not perturbed or told of it."""
         told = torch.ones_like(is_perturbed) if is_told is None else is_told
         known = (told & is_perturbed)[:, None]
-        parts = [
-            told[:, None].float(),
-            known.float(),
-            torch.where(known, vectors.nan_to_num(nan=0.0), 0.0),
-            pooled,
-        ]
-        return torch.cat(parts + ([cells] if self.config.cell_condition else []), dim=1)
+        parts = [told[:, None].float(), known.float(), torch.where(known, vectors.nan_to_num(nan=0.0), 0.0)]
+        parts += [pooled] if self.config.pooled_condition else []
+        parts += [cells - pooled] if self.config.cell_condition else []
+        return torch.cat(parts, dim=1)
 
     def shift(
         self, vectors: Float[Tensor, "batch d"], is_perturbed: Bool[Tensor, " batch"], pooled: Float[Tensor, "batch k"]
-    ) -> Float[Tensor, "batch k"]:
-        """What the ridge regression expects of a perturbation; 0 for controls, and where its vector is NaN."""
+    ) -> Float[Tensor, "batch genes"]:
+        """Change of log expression that the ridge regression expects; 0 for controls, and where the vector is NaN.
+
+        pooled: latents.
+        """
         read = torch.cat([vectors, pooled], dim=1) if self.config.several_contexts else vectors
         return torch.where(is_perturbed[:, None], self.ridge(read), 0.0)
+
+    def left_out(self, centre: Float[Tensor, "batch genes"]) -> Float[Tensor, "batch genes"]:
+        """What the PCA leaves out of a centre."""
+        return centre - self.basis.to_genes(self.basis.to_latent(centre))
 
     def vectors_of_levels(self, levels: Int[Tensor, " batch"]) -> Float[Tensor, "batch d"]:
         """Of training perturbations 1, 2, ...; NaN for the control, 0."""
         return self.vectors.of_levels(levels)
 
-    def to_genes(self, latents: Float[Tensor, "cells k"]) -> Float[Tensor, "cells genes"]:
-        """Latents (with their shift) as log expression, 0 or more."""
-        if self.decoder is None:
-            return self.basis.to_genes(latents).clamp(min=0.0)
-        return self.decoder(latents, self.basis)
+    def to_genes(
+        self, latents: Float[Tensor, "cells k"], left_out: Float[Tensor, "cells genes"]
+    ) -> Float[Tensor, "cells genes"]:
+        """Latents (with their centre) as log expression. Like any PCA's inverse it may be below 0."""
+        decoded = self.basis.to_genes(latents) if self.decoder is None else self.decoder(latents, self.basis)
+        return decoded + left_out
 
     def vectors_of(self, names: tuple[str, ...]) -> Float[Tensor, "names d"]:
         """Of perturbations by name, also such as A+B of which each gene is known; UserError for any other."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mdsc.data.cell_tensors import CellTensors
 from mdsc.data.keyed_streams import Purpose, permutation, stream
+from mdsc.data.log_expression import log_normalised
 from mdsc.perturbation.head import GaussianHead
 from mdsc.perturbation.matching import match
 from mdsc.perturbation.perturbed_cells import PerturbedCells, Unit
@@ -41,6 +42,8 @@ class PairedBatch(CellTensors):
     """Place in the global batch."""
     expression: Float[Tensor, "batch genes"]
     """Log expression of the perturbed cells, for the decoder; without columns where there is none."""
+    pooled_expression: Float[Tensor, "batch genes"]
+    """As `pooled`, in log expression; likewise."""
 
 
 class LatentCells:
@@ -49,6 +52,7 @@ class LatentCells:
     def __init__(self, cells: PerturbedCells, head: GaussianHead):
         self.cells = cells
         self.head = head
+        self.basis = head.basis
 
     @cached_property
     def _table(self) -> Float[Tensor, "cells k"] | None:
@@ -61,15 +65,19 @@ class LatentCells:
     @torch.no_grad()
     def _computed(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows k"]:
         expression = torch.from_numpy(self.cells.expression(rows))
-        return self.head.basis.to_latent(expression.to(self.head.device)).cpu()
+        return self.basis.to_latent(expression.to(self.head.device)).cpu()
 
     def latents(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows k"]:
         """On the host."""
         return self._computed(rows) if self._table is None else self._table[torch.from_numpy(rows)]
 
+    def mean_expression(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, " genes"]:
+        mean = log_normalised(self.cells.counts[rows]).mean(axis=0)
+        return torch.from_numpy(np.asarray(mean, dtype=np.float32).ravel())
+
     @cached_property
-    def pooled(self) -> dict[tuple[str, str | None], Float[Tensor, " k"]]:
-        """Mean latent of the control cells by (context, batch), and of all batches by (context, None)."""
+    def pooled_expression(self) -> dict[tuple[str, str | None], Float[Tensor, " genes"]]:
+        """Mean of the control cells by (context, batch), and over all batches by (context, None)."""
         found = {}
         for context in self.cells.contexts:
             rows = self.cells.controls(context)
@@ -77,17 +85,24 @@ class LatentCells:
                 continue
             batches = self.cells.batch[rows]
             for batch in [None, *sorted(set(batches.tolist()))]:
-                chosen = rows if batch is None else rows[batches == batch]
-                parts = [
-                    self.latents(part).double().sum(dim=0) for part in np.array_split(chosen, -(-len(chosen) // CHUNK))
-                ]
-                found[context, batch] = (sum(parts) / len(chosen)).float()
+                found[context, batch] = self.mean_expression(rows if batch is None else rows[batches == batch])
         return found
 
-    def pooled_of(self, context: str, batches: np.ndarray) -> Float[Tensor, "rows k"]:
-        """For cells of these batches; of a batch without control cells, that of the context."""
-        whole = self.pooled[context, None]
-        return torch.stack([self.pooled.get((context, batch), whole) for batch in batches.tolist()])
+    @cached_property
+    @torch.no_grad()
+    def pooled(self) -> dict[tuple[str, str | None], Float[Tensor, " k"]]:
+        """Their latents: a PCA is affine, so these are the means of the cells' latents."""
+        means = self.pooled_expression
+        latents = self.basis.to_latent(torch.stack(list(means.values())).to(self.head.device)).cpu()
+        return dict(zip(means, latents, strict=True))
+
+    def pooled_of(
+        self, context: str, batches: np.ndarray
+    ) -> tuple[Float[Tensor, "rows k"], Float[Tensor, "rows genes"]]:
+        """For cells of these batches, as latents and as log expression; of a batch without control cells, that of the
+        context."""
+        keys = [(context, batch) if (context, batch) in self.pooled else (context, None) for batch in batches.tolist()]
+        return tuple(torch.stack([table[key] for key in keys]) for table in (self.pooled, self.pooled_expression))
 
 
 class PairedBatches:
@@ -158,12 +173,14 @@ class PairedBatches:
         )
         has_decoder = self.latent_cells.head.decoder is not None
         expression = cells.expression(rows) if has_decoder else np.zeros((size, 0), dtype=np.float32)
+        pooled, pooled_expression = self.latent_cells.pooled_of(unit.context, cells.batch[rows])
         return (
             latents,
             self.latent_cells.latents(controls[matched]),
-            self.latent_cells.pooled_of(unit.context, cells.batch[rows]),
+            pooled,
             torch.full((size,), self.level.get(unit.perturbation, 0)),
             torch.full((size,), self.number.get(unit, -1)),
             number * size + torch.arange(size),
             torch.from_numpy(expression),
+            pooled_expression if has_decoder else torch.zeros(size, 0),
         )

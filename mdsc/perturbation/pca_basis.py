@@ -60,6 +60,12 @@ class PcaBasis(nn.Module):
             centred = expression.to(self.mean.dtype) - self.mean
             return (centred if self.size is None else centred @ self.components.T) / self.scale
 
+    def effect(self, change: Float[Tensor, "batch genes"]) -> Float[Tensor, "batch k"]:
+        """A change of log expression as that of latents."""
+        with torch.autocast(change.device.type, enabled=False):
+            change = change.to(self.mean.dtype)
+            return (change if self.size is None else change @ self.components.T) / self.scale
+
     def to_genes(self, latent: Float[Tensor, "batch k"]) -> Float[Tensor, "batch genes"]:
         """The inverse, exact for cells within the span of the components. It may be below 0."""
         with torch.autocast(latent.device.type, enabled=False):
@@ -78,16 +84,15 @@ def _require_finite(expression: sp.spmatrix | sp.sparray | np.ndarray) -> None:
 
 
 def _gene_moments(expression: sp.spmatrix | sp.sparray | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd of each gene, in float64. Squares are summed about the mean, which rounds nothing below 0."""
+    """Mean and sd (n - 1) of each gene, in float64."""
     n = expression.shape[0]
-    mean = np.asarray(expression.mean(axis=0, dtype=np.float64)).ravel()
-    if not sp.issparse(expression):
-        return mean, np.sqrt(np.square(expression - mean).sum(axis=0) / max(n - 1, 1))
-    stored = expression.tocsc()
-    of_gene = np.repeat(np.arange(stored.shape[1]), np.diff(stored.indptr))
-    from_mean = np.square(stored.data.astype(np.float64) - mean[of_gene])
-    sums = np.bincount(of_gene, from_mean, minlength=len(mean)) + (n - np.diff(stored.indptr)) * np.square(mean)
-    return mean, np.sqrt(sums / max(n - 1, 1))
+    if sp.issparse(expression):
+        from sklearn.utils.sparsefuncs import mean_variance_axis
+
+        mean, variance = mean_variance_axis(expression.tocsr(), axis=0)
+    else:
+        mean, variance = expression.mean(axis=0, dtype=np.float64), expression.var(axis=0, dtype=np.float64)
+    return mean.astype(np.float64), np.sqrt(variance.astype(np.float64) * (n / max(n - 1, 1)))
 
 
 def _principal_components(
@@ -100,7 +105,7 @@ def _principal_components(
     if not 1 <= size <= most:
         raise ValueError(f"{size} components of {num_cells} cells and {num_genes} genes: there are 1 to {most}")
     mean, sd = _gene_moments(expression)
-    if sd.max() < 1e-9:  # ARPACK cannot begin where nothing varies
+    if sd.max() < 1e-6:  # ARPACK cannot begin where nothing varies
         return mean, np.eye(size, num_genes), np.zeros(size)
     # ARPACK needs the size to be below both; what is as small as that can be decomposed whole.
     solver = "arpack" if size < most else "covariance_eigh"

@@ -18,9 +18,9 @@ from mdsc.perturbation.noise_paths import NUM_LEVELS, NoisePath, noise_path
 
 SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc", "euler_edm", "heun_edm", "flow_euler")
 DEFAULT_SAMPLER, DEFAULT_STEPS = "unipc", 20
-"""Chosen by `benchmarks/gaussian_samplers.py`."""
+"""Chosen by `benchmarks/gaussian_samplers.py`, with an exact denoiser; from one that learnt epsilon ddpm draws best."""
 LEAST_RATIO, GREATEST_RATIO = 0.004, 160.0
-"""Of sigma/alpha, where a sampler is free to choose: EDM's range of .002 to 80, for data of sd 1 in place of .5."""
+"""Of sigma/alpha, in sampling: EDM's range of .002 to 80, for data of sd 1 in place of .5."""
 _RHO = 7
 """Of EDM's steps (Karras et al. 2022, eq. 5): the higher, the more of them at low noise."""
 
@@ -43,7 +43,9 @@ def draw(
     ddpm (Ho et al. 2020, algorithm 2, with the posterior's variance), ddim (Song et al. 2021, arXiv 2010.02502, eq. 12
     with eta 0), dpm++ (second-order multistep, Lu et al. 2022, arXiv 2211.01095, algorithm 2), unipc (Zhao et al. 2023,
     arXiv 2302.04867, order 2 with corrector), euler_edm and heun_edm (Karras et al. 2022, algorithm 1 without churn),
-    flow_euler (Lipman et al. 2023, eq. 23). All but ddpm are deterministic given the noise.
+    flow_euler (Lipman et al. 2023, eq. 23). All but ddpm are deterministic given the noise, and so keep to the end what
+    the denoiser gets wrong at the start; ddpm forgets it. That matters for a denoiser that learnt epsilon, whose errors
+    of x_0 are largest there.
 
     Args:
         denoise: E[x_0 | x_t], at alpha and sigma of the sampler's own scale: any denoiser that reads x_t through
@@ -76,17 +78,18 @@ def num_evaluations(sampler: str, num_steps: int) -> int:
 def noise_ratios(sampler: str, num_steps: int, path: NoisePath) -> Float[np.ndarray, " steps"]:
     """sigma/alpha before each step, falling; after the last it is 0.
 
-    ddpm and ddim go by the path's own time, in equal steps from its end. The others are free to choose within the
-    path's range, as far as that is within LEAST_RATIO and GREATEST_RATIO: euler_edm and heun_edm take EDM's steps,
-    dpm++, unipc and flow_euler equal steps of sigma / (alpha + sigma), flow's time. EDM's would cost the multistep
-    solvers twice the steps, because few of them are where sigma is near alpha (`benchmarks/gaussian_samplers.py`).
+    ddpm and ddim go by the path's own time, in equal steps from its end; levels beyond GREATEST_RATIO, of which cosine
+    and flow have a few, become that one: there x_0 from epsilon would be off by thousands. The others are free to
+    choose within the path's range, as far as that is within LEAST_RATIO and GREATEST_RATIO: euler_edm and heun_edm take
+    EDM's steps, dpm++, unipc and flow_euler equal steps of sigma / (alpha + sigma), flow's time. EDM's would cost the
+    multistep solvers twice the steps, as few of them are where sigma is near alpha (`benchmarks/gaussian_samplers.py`).
     """
     of_path = path.ratios(NUM_LEVELS).numpy()
     if sampler in ("ddpm", "ddim"):
         if num_steps > NUM_LEVELS:
             raise ValueError(f"{num_steps} steps of {sampler}: a path has {NUM_LEVELS} levels")
         places = np.round(NUM_LEVELS - np.arange(num_steps) * NUM_LEVELS / num_steps).astype(int) - 1
-        return of_path[places]
+        return np.minimum(of_path[places], GREATEST_RATIO)
     least, greatest = max(of_path[0], LEAST_RATIO), min(of_path[-1], GREATEST_RATIO)
     if sampler in ("dpm++", "unipc", "flow_euler"):
         latest, earliest = greatest / (1 + greatest), least / (1 + least)

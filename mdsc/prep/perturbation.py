@@ -19,9 +19,10 @@ import tyro
 
 from mdsc.atomic import alone, replacing
 from mdsc.config.flags import parse_flags
-from mdsc.data.level_features import LevelFeatures, read_features, write_features
+from mdsc.data.level_features import LevelFeatures, write_features
 from mdsc.data.perturbations import COLUMN, CONTROL
 from mdsc.errors import UserError
+from mdsc.prep.gene_embeddings import read_embeddings
 from mdsc.prep.h5ad import H5adConfig, prepare_h5ad
 from mdsc.prep.perturbation_task import TaskOptions, make_task, perturbation_vectors
 
@@ -39,8 +40,8 @@ class PerturbationConfig:
     output_dir: Path
     """Folder for the task; replaced if it holds one."""
     gene_embeddings: Path | None = None
-    """Vectors of genes, by symbol (mdsc prepare gene-embeddings): without them no model can tell of a gene that it has
-    not seen."""
+    """Vectors of genes by symbol, which mdsc prepare gene-embeddings writes or reads: without them no model can tell of
+    a gene that it has not seen."""
     task: Annotated[TaskOptions, tyro.conf.arg(name="")] = field(default_factory=TaskOptions)
     """What the task is."""
 
@@ -50,7 +51,7 @@ def prepare_perturbation(config: PerturbationConfig, say: Callable[[str], None] 
     if not config.input.exists():
         raise UserError(f"there is no file or folder {config.input}.")
     _check_output(config.output_dir, config.input)
-    features = None if config.gene_embeddings is None else read_features(config.gene_embeddings)
+    features = None if config.gene_embeddings is None else read_embeddings(config.gene_embeddings, say=say)
     task = make_task(config.input, config.task, features, say)
     options = {name: value for name, value in asdict(config.task).items() if value not in (None, ())}
     save_task(task, config.output_dir, features, {"options": options})
@@ -65,6 +66,8 @@ def save_task(
     features: gene embeddings, of which features.parquet keeps all genes, and a row for each perturbation and the
     control. about: more to say in task.json.
     """
+    from anndata import AnnData
+
     folder = Path(folder)
     _check_output(folder)
     told = dict(task.uns["task"])
@@ -72,11 +75,10 @@ def save_task(
     varying = [name for name in CONTEXT_COLUMNS if name in task.obs and task.obs[name].nunique() > 1]
     with alone(folder), replacing(folder) as beside:
         beside.mkdir(parents=True)
-        without_uns = task.copy()
-        del without_uns.uns["task"]
-        without_uns.write_h5ad(beside / CELLS, compression="gzip", compression_opts=1)
+        of_all = AnnData(task.X, obs=task.obs, var=task.var)
+        of_all.write_h5ad(beside / CELLS, compression="gzip", compression_opts=1)
         controls = np.flatnonzero((task.obs[COLUMN] == CONTROL).to_numpy())
-        without_uns[controls].copy().write_h5ad(beside / CONTROLS, compression="gzip", compression_opts=1)
+        of_all[controls].copy().write_h5ad(beside / CONTROLS, compression="gzip", compression_opts=1)
         if features is not None:
             write_features(_with_perturbations(features, sorted(counts.index)), beside / FEATURES)
             told["gene_embeddings"] = features.source
@@ -107,7 +109,7 @@ def _check_output(folder: Path, source: Path | None = None) -> None:
         raise UserError(f"{folder} is a file; give a folder for the task (--output-dir).")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    own = {CELLS, CONTROLS, FEATURES, SHARDS, TASK}
+    own = {CELLS, CONTROLS, FEATURES, SHARDS, TASK} if (folder / TASK).is_file() else set()
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if strangers:
         raise UserError(

@@ -111,7 +111,7 @@ def read_cells(source: "AnnData | Path", columns: SourceColumns, say: Callable[[
         return None if chosen is None else obs[chosen].astype(str).to_numpy(dtype=object)[known]
 
     return PerturbedCells(
-        counts[np.flatnonzero(known)],
+        counts if known.all() else counts[np.flatnonzero(known)],  # a copy of all would be as large again
         genes,
         np.array([canonical[label] for label in labels[known]], dtype=object),
         tuple(rule.original(label) for label in present if canonical[label] != CONTROL),

@@ -122,6 +122,8 @@ def make_task(
     rule = _split(cells, options)
     for note in rule.notes:
         say(note)
+    if absent := sorted(set(rule.split_of) - set(cells.perturbation)):
+        say(f"the split ({rule.about}) names {len(absent):,} perturbations of no cell: {counted(absent)}")
     split = _split_of_cells(cells, rule, options)
     left_out: dict[str, str] = {}
     lacking = _without_vector(cells, features)
@@ -133,7 +135,7 @@ def make_task(
         raise UserError(f"{cells.source}: no control cell is for training ({rule.about}): models start from them.")
 
     rows = np.flatnonzero(split != "")
-    counts, kept_split = cells.counts[rows], split[rows]
+    counts, kept_split = cells.counts if len(rows) == len(split) else cells.counts[rows], split[rows]
     genes = variable_genes(counts, kept_split == "train", cells.genes, cells.perturbation[rows], options.num_genes, say)
     obs = pd.DataFrame({COLUMN: cells.perturbation[rows]}, index=cells.names[rows])
     for name, values in (("cell_type", cells.cell_type), ("batch", cells.batch)):
@@ -164,11 +166,7 @@ def _split(cells: PerturbedCells, options: TaskOptions) -> PerturbationSplit:
     if options.split_column is not None:
         return PerturbationSplit({}, f"column {options.split_column}")
     if options.split_file is not None:
-        split_of = split_of_file(options.split_file)
-        present = set(cells.perturbation)
-        absent = [name for name in split_of if name not in present]
-        notes = [f"{options.split_file} names {len(absent):,} perturbations of no cell: {counted(absent)}"]
-        return PerturbationSplit(split_of, str(options.split_file), tuple(notes if absent else ()))
+        return PerturbationSplit(split_of_file(options.split_file), str(options.split_file))
     rule = split_by_rule(
         options.split,
         cells.conditions,

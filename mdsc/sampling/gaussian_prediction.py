@@ -56,34 +56,37 @@ def predict_gaussian(
     rows = chosen_rows(len(panel.cells), num_cells, seed)
     latents = panel.latents.latents(rows)
     contexts, batches = panel.cells.context[rows], panel.cells.batch[rows]
-    pooled = torch.stack(
-        [panel.latents.pooled_of(context, batches[i : i + 1])[0] for i, context in enumerate(contexts.tolist())]
-    )
-    is_perturbed = torch.ones(len(rows), dtype=torch.bool)
+    around = [panel.latents.pooled_of(context, batches[i : i + 1]) for i, context in enumerate(contexts.tolist())]
+    pooled, unperturbed = (torch.cat(parts).to(head.device) for parts in zip(*around, strict=True))
+    is_perturbed = torch.ones(len(rows), dtype=torch.bool, device=head.device)
 
     def portions() -> Iterator[PredictedCells]:
         for name, vector in zip(names, vectors, strict=True):
             own = vector.expand(len(rows), -1)
-            shift = head.shift(own, is_perturbed.to(own.device), pooled.to(own.device))
+            centre = unperturbed + head.shift(own, is_perturbed, pooled)
             drawn = draw_latents(
                 head,
                 own,
                 is_perturbed,
                 pooled,
                 latents,
-                shift,
+                head.basis.to_latent(centre),
                 options=options,
                 seed=seed_of(seed, name),
                 keys=torch.arange(len(rows)),
             )
-            yield PredictedCells(name, rows, panel.columns, _expression(head, drawn)[:, panel.places])
+            expression = _expression(head, drawn, head.left_out(centre))
+            yield PredictedCells(name, rows, panel.columns, expression[:, panel.places])
 
     return portions()
 
 
 @torch.no_grad()
-def _expression(head: GaussianHead, latents: Float[Tensor, "cells k"]) -> Float32[np.ndarray, "cells genes"]:
-    return np.concatenate([head.to_genes(part).cpu().numpy() for part in latents.split(1024)])
+def _expression(
+    head: GaussianHead, latents: Float[Tensor, "cells k"], left_out: Float[Tensor, "cells genes"]
+) -> Float32[np.ndarray, "cells genes"]:
+    parts = zip(latents.split(1024), left_out.split(1024), strict=True)
+    return np.concatenate([head.to_genes(*part).cpu().numpy() for part in parts])
 
 
 def _opened(checkpoint: str | Path | Checkpoint) -> tuple[GaussianHead, object]:
@@ -171,6 +174,10 @@ class _ControlLatents(LatentCells):
         super().__init__(cells, head)
         self.basis = head.basis if basis is None else basis
         self.measured = measured
+
+    def mean_expression(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, " genes"]:
+        mean = super().mean_expression(rows)
+        return mean if self.measured is None else torch.where(self.measured, mean, self.basis.mean.cpu())
 
     @torch.no_grad()
     def _computed(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows k"]:

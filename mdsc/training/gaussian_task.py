@@ -45,7 +45,8 @@ class GaussianTask(Task):
         is_perturbed = cells.level > 0
         vectors = head.vectors_of_levels(cells.level)
         shift = torch.where(is_perturbed[:, None], head.unit_shift[cells.unit.clamp(min=0)], 0.0)
-        x0 = cells.latents - shift
+        centre = cells.pooled + head.basis.effect(shift)
+        x0 = cells.latents - centre
         noise = keyed_normal(
             Stream.NOISE,
             self.config.seed,
@@ -60,7 +61,7 @@ class GaussianTask(Task):
         )
         decodes = head.decoder is not None
         generated, is_generated = (
-            self._generated(step, cells, vectors, is_perturbed, shift) if decodes else (None, None)
+            self._generated(step, cells, vectors, is_perturbed, centre) if decodes else (None, None)
         )
         latents = torch.cat([cells.latents, generated]) if decodes else None
         with keyed_dropout(head, seed=self.config.seed, step=step, cell_index=cells.cell_index):
@@ -70,7 +71,8 @@ class GaussianTask(Task):
         of_sets = self._set_loss(found.output, xt, x0, noise, alpha, sigma)
         of_decoder = torch.zeros_like(of_cells)
         if decodes:
-            of_decoder = self._decoder_loss(found.expression, cells, is_generated)
+            left_out = head.left_out(cells.pooled_expression + shift)
+            of_decoder = self._decoder_loss(found.expression, left_out, cells, is_generated)
         loss = of_cells + options.set_weight * of_sets + options.decoder_weight * of_decoder
         return {"loss": loss, "pointwise": of_cells, "set": of_sets, "decoder": of_decoder}
 
@@ -128,7 +130,7 @@ class GaussianTask(Task):
         return weight * distance(sets(x0_hat), sets(x0)).repeat_interleave(size)
 
     def _generated(
-        self, step: int, cells: PairedBatch, vectors: Tensor, is_perturbed: Tensor, shift: Tensor
+        self, step: int, cells: PairedBatch, vectors: Tensor, is_perturbed: Tensor, centre: Tensor
     ) -> tuple[Float[Tensor, "generated k"], Tensor]:
         """Latents that the head draws for some of the sets, and whose they are; more of them as training goes on."""
         size = self.config.gaussian.set_size
@@ -145,7 +147,7 @@ class GaussianTask(Task):
             is_perturbed[rows],
             cells.pooled[rows],
             cells.cells[rows],
-            shift[rows],
+            centre[rows],
             options=self.draw_options,
             seed=self.config.seed + step,
             keys=cells.cell_index[rows],
@@ -158,9 +160,9 @@ class GaussianTask(Task):
         begin = options.generated_from * steps
         return options.generated_share * max(0.0, min(1.0, (step - begin) / max(steps - begin, 1)))
 
-    def _decoder_loss(self, expression: Tensor, cells: PairedBatch, is_generated: Tensor) -> Tensor:
+    def _decoder_loss(self, expression: Tensor, left_out: Tensor, cells: PairedBatch, is_generated: Tensor) -> Tensor:
         size = self.config.gaussian.set_size
-        real, generated = expression[: len(cells)], expression[len(cells) :]
+        real, generated = expression[: len(cells)] + left_out, expression[len(cells) :] + left_out[is_generated]
         loss = cellwise_loss(real, cells.expression)
         if len(generated):
             sets = (values.unflatten(0, (-1, size)) for values in (generated, cells.expression[is_generated]))

@@ -95,21 +95,23 @@ class GaussianValidation:
         chosen = controls[np.resize(permutation(stream(Purpose.MATCHING, SEED, number), len(controls)), len(rows))]
         real = self.cells.latents(rows).to(head.device)
         cells = self.training.latents(chosen).to(head.device)
-        pooled = self.training.pooled_of(unit.context, self.training.cells.batch[chosen]).to(head.device)
+        around = self.training.pooled_of(unit.context, self.training.cells.batch[chosen])
+        pooled, centre = (tensor.to(head.device) for tensor in around)
         vectors = head.vectors_of((unit.perturbation,)).expand(len(rows), -1)
         is_perturbed = torch.ones(len(rows), dtype=torch.bool, device=head.device)
-        shift = head.shift(vectors, is_perturbed, pooled)
+        left_out = head.left_out(centre := centre + head.shift(vectors, is_perturbed, pooled))
+        centre = head.basis.to_latent(centre)
         keys = number * NUM_CELLS + torch.arange(len(rows), device=head.device)
-        drawn = draw_latents(head, vectors, is_perturbed, pooled, cells, shift, options=options, seed=SEED, keys=keys)
+        drawn = draw_latents(head, vectors, is_perturbed, pooled, cells, centre, options=options, seed=SEED, keys=keys)
         energy = energy_unbiased(drawn[None], real[None]).item()
-        predicted = head.to_genes(drawn).double().mean(dim=0).cpu().numpy()
+        predicted = head.to_genes(drawn, left_out).double().mean(dim=0).cpu().numpy()
         true = self._mean(self.cells.cells, rows)
         deltas = [
             _correlation(predicted - reference, true - reference)
             for reference in (self._control_mean[unit.context], self._perturbed_mean[unit.context])
         ]
         condition = head.condition(vectors, is_perturbed, pooled, cells)
-        gaps = [self._gap(head, time, real - shift, condition, keys) for time in TIMES]
+        gaps = [self._gap(head, time, real - centre, condition, keys) for time in TIMES]
         return [energy, *deltas, *gaps]
 
     def _gap(

@@ -1,0 +1,114 @@
+"""The perturbation tasks of benchmarks/perturbation.py: real cells with a part held out, fold by fold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from real_cells import shared_file
+
+from mdsc.data.level_features import LevelFeatures
+from mdsc.errors import UserError
+from mdsc.prep.gene_embeddings import read_gmt, term_components
+from mdsc.prep.perturbation_task import perturbation_task
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+GO = "go_biological_process_2021.gmt"
+COMPONENTS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Cells with a split, embeddings of their perturbed genes (None: what was done is the same for all), contexts."""
+
+    name: str
+    cells: "AnnData"
+    features: LevelFeatures | None
+    context: str | None = None
+    """Column of obs."""
+    batch: str | None = None
+
+
+def papalexi() -> Iterator[Fold]:
+    """25 knocked-out genes in THP-1 cells, a fifth of them held out in each of five folds."""
+    import anndata
+
+    cells = anndata.read_h5ad(_file("papalexi2021_crispr.h5ad"))
+    cells = cells[cells.obs["guide_top_share"] > 0.8].copy()  # of other cells the guide is in doubt
+    genes = sorted(set(cells.obs["perturbation_top"]) - {"non-targeting"})
+    features = _go_features(genes)
+    for fold in range(5):
+        task = perturbation_task(
+            cells,
+            features,
+            say=lambda text: None,
+            perturbation_column="perturbation_top",
+            control_label="non-targeting",
+            control_reference=0.0,
+            batch_column="bio_rep",
+            split=("folds",),
+            num_folds=5,
+            fold=fold,
+            val_fraction=0.15,
+        )
+        yield Fold(f"papalexi {fold}", task, features, batch="batch")
+
+
+def adamson() -> Iterator[Fold]:
+    """The pilot: five knocked-down genes in K562 cells, 60 cells each; one is held out at a time."""
+    import anndata
+
+    cells = anndata.read_h5ad(_file("adamson2016_pilot.h5ad"))
+    genes = sorted(set(cells.obs["guide_gene"]) - {"non-targeting"})
+    features = _go_features(genes)
+    for fold in range(len(genes)):
+        task = perturbation_task(
+            cells,
+            features,
+            say=lambda text: None,
+            perturbation_column="guide_gene",
+            control_label="non-targeting",
+            control_reference=0.0,
+            split=("leave-one-out",),
+            fold=fold,
+            val_fraction=0.0,
+        )
+        yield Fold(f"adamson {genes[fold]}", task, features)
+
+
+def kang() -> Iterator[Fold]:
+    """Interferon-beta in seven types of blood cells, the stimulated cells of one of them held out at a time."""
+    import anndata
+
+    cells = anndata.read_h5ad(_file("kang2018_ifnb.h5ad"))
+    for cell_type in sorted(set(cells.obs["cell_type"])):
+        task = perturbation_task(
+            cells,
+            say=lambda text: None,
+            perturbation_column="condition",
+            control_label="control",
+            control_reference=0.0,
+            cell_type_column="cell_type",
+            split=("cell-type",),
+            held_out=(cell_type,),
+            num_genes=1000,
+        )
+        yield Fold(f"kang {cell_type}", task, None, context="cell_type")
+
+
+TASKS = {"papalexi": papalexi, "adamson": adamson, "kang": kang}
+
+
+def _file(name: str) -> Path:
+    if (path := shared_file(name)) is None:
+        raise UserError(f"--only: shared/data/{name} is not beside the repository; leave this task out.")
+    return path
+
+
+def _go_features(genes: list[str]) -> LevelFeatures:
+    """Components of the GO terms of all genes, for the perturbed ones that have a term."""
+    found = term_components(read_gmt(_file(GO)), COMPONENTS, GO)
+    rows = [row for row, name in enumerate(found.names) if name in genes]
+    return LevelFeatures(tuple(found.names[row] for row in rows), found.values[rows], GO)
