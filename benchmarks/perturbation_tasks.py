@@ -30,6 +30,13 @@ class Fold:
     """Column of obs."""
     batch: str | None = None
 
+    def task(self) -> PerturbTask:
+        """For the harness. GO terms are what its random forest reads."""
+        features = self.features
+        vectors = None if features is None else dict(zip(features.names, features.values, strict=True))
+        sets = None if features is None else read_gene_sets(_file(GO), set(features.names))
+        return PerturbTask.of_anndata(self.cells, context_column=self.context, vectors=vectors, gene_sets=sets)
+
 
 def papalexi() -> Iterator[Fold]:
     """25 knocked-out genes in THP-1 cells, a fifth of them held out in each of five folds."""
