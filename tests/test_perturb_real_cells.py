@@ -21,7 +21,7 @@ from conditions_kang import CONTROL, STIMULATED, LeftOut, baselines
 
 
 def test_papalexi_by_the_command(tmp_path, capsys):
-    """Five genes left out; other knock-outs' cells stand in for predictions: an alike one, as JAK2 of IFNGR1, is good."""
+    """Five genes left out; cells of other knock-outs stand in for predictions: an alike one is a good one."""
     cells = anndata.read_h5ad(shared_file("papalexi2021_crispr.h5ad"))
     gmt = shared_file("go_biological_process_2021.gmt")
     cells = cells[(cells.obs["guide_top_share"] > 0.8).to_numpy() & (np.arange(cells.n_obs) % 3 == 0)].copy()
@@ -46,7 +46,7 @@ def test_papalexi_by_the_command(tmp_path, capsys):
     for name, row in rows.items():
         if name != "split_half":
             assert rows["split_half"]["e_distance"] < row["e_distance"], name
-    assert abs(rows["split_half"]["e_distance"]) < 0.05
+    assert abs(rows["split_half"]["e_distance"]) < 0.1
     assert "forest_go" in capsys.readouterr().out
 
 
