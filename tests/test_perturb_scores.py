@@ -176,6 +176,9 @@ def test_intervals_of_differences_are_paired():
     error = rows["model"]["pearson_delta"].std() / np.sqrt(30)
     assert own.interval[1] - own.interval[0] == pytest.approx(2 * 1.96 * error, rel=0.15)
     assert scores.undefined("control_mean", "pearson_delta") == 1
+    constant = {"model": {"mse": np.where(np.arange(30) % 3 > 0, 2.0, np.nan)}}
+    some = PerturbScores(units, constant, ("model",), {}).estimate("model", "mse")
+    assert (some.mean, some.interval, some.units) == (2.0, (2.0, 2.0), 20), "what is not defined is no 0"
     alone = PerturbScores(units[:1], {"model": {"mse": np.ones(1)}}, ("model",), {})
     assert alone.estimate("model", "mse").interval is None
 

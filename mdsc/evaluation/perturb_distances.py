@@ -27,7 +27,6 @@ LEAST_CELLS = 2
 class TrainingSpace:
     """Principal components of log expression, of perturbed training cells alone."""
 
-    mean: Float[np.ndarray, " genes"]
     components: Float[np.ndarray, "k genes"]
     scale: float
     """Median squared distance of two training cells: the width of the kernels (median heuristic)."""
@@ -38,18 +37,18 @@ class TrainingSpace:
         """expression: (cells, genes) of cells that no method gives as its own."""
         from sklearn.decomposition import PCA
 
-        rows = np.sort(np.random.default_rng(seed).permutation(expression.shape[0])[:FITTED_CELLS])
-        values = expression[rows]
+        order = np.random.default_rng(seed).permutation(expression.shape[0])[:FITTED_CELLS]
+        values = expression[np.sort(order)]
         number = min(NUM_COMPONENTS, min(values.shape) - 1)
         if (values[1:] - values[:-1]).count_nonzero() == 0 or number < 1:
-            return cls(np.zeros(values.shape[1]), np.eye(1, values.shape[1]), 1.0, len(rows))
-        pca = PCA(number, svd_solver="arpack", random_state=0).fit(values)
-        space = cls(pca.mean_.astype(np.float32), pca.components_.astype(np.float32), 1.0, len(rows))
-        points = space.project(values[:SCALE_CELLS].toarray())
-        return cls(space.mean, space.components, squared_median(points), len(rows))
+            return cls(np.eye(1, values.shape[1]), 1.0, len(order))
+        components = PCA(number, svd_solver="arpack", random_state=0).fit(values).components_.astype(np.float32)
+        points = cls(components, 1.0, len(order)).project(expression[order[:SCALE_CELLS]].toarray())
+        return cls(components, squared_median(points), len(order))
 
     def project(self, cells: Float[np.ndarray, "cells genes"]) -> Float[np.ndarray, "cells k"]:
-        return (cells @ self.components.T - self.mean @ self.components.T).astype(np.float64)
+        """Not centred: distances do not see it."""
+        return (cells @ self.components.T).astype(np.float64)
 
 
 def e_distance(x: Float[np.ndarray, "n k"], y: Float[np.ndarray, "m k"]) -> float:
