@@ -62,16 +62,27 @@ def log_expression(matrix: Matrix, name: str) -> tuple[Matrix, bool]:
     if not all(finite):
         raise UserError(f"{name} holds NaN or infinite values: leave those cells or genes out, or set them to 0.")
     if min(least) >= 0 and all(integers):
-        starts = range(0, matrix.shape[0], CHUNK_ROWS)
-        rows = (sp.csr_matrix(matrix[start : start + CHUNK_ROWS]) for start in starts)
-        logs = [log_normalised(counts).astype(np.float32) for counts in rows]
-        return sp.csr_matrix(sp.vstack(logs, format="csr")), True
+        return _logs_of(matrix), True
     if max(largest) > LARGEST or min(least) < LEAST:
         raise UserError(
             f"{name} holds values from {min(least):.4g} to {max(largest):.4g}: neither raw counts nor log1p of counts "
             "per 10,000 (0 to 9.2).\nGive raw counts, or log expression that is neither scaled nor centred."
         )
     return matrix.astype(np.float32), False
+
+
+def _logs_of(counts: Matrix) -> sp.csr_matrix:
+    """Some rows at a time, into what holds the result: logarithms are taken in doubles, of which there is no room for
+    all."""
+    size = counts.nnz if sp.issparse(counts) else np.count_nonzero(counts)
+    data, indices = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.int32)
+    lengths, end = [np.zeros(1, dtype=np.int64)], 0
+    for start in range(0, counts.shape[0], CHUNK_ROWS):
+        logs = log_normalised(sp.csr_matrix(counts[start : start + CHUNK_ROWS]))
+        data[end : end + logs.nnz], indices[end : end + logs.nnz] = logs.data, logs.indices
+        lengths.append(np.diff(logs.indptr))
+        end += logs.nnz
+    return sp.csr_matrix((data[:end], indices[:end], np.cumsum(np.concatenate(lengths))), counts.shape)
 
 
 def _values(matrix: Matrix) -> Iterator[np.ndarray]:
