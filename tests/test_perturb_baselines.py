@@ -7,7 +7,7 @@ from perturbed_cells import simulated
 
 from mdsc.errors import UserError
 from mdsc.evaluation.perturb_baselines import ALL, fit_baselines, known_of
-from mdsc.evaluation.perturb_regressions import bilinear, nearest_keys, read_gene_sets, ridge
+from mdsc.evaluation.perturb_regressions import bilinear, nearest_keys, ridge
 from mdsc.evaluation.perturb_task import PerturbTask, Unit
 
 NAMES = tuple(ALL)

@@ -12,7 +12,7 @@ from shared_data import ROOT, shared_file
 
 from mdsc.cli import main
 from mdsc.data.log_expression import log_normalised
-from mdsc.evaluation.perturb_regressions import read_gene_sets
+from mdsc.data.gene_set_file import read_gmt, sets_of_genes
 from mdsc.evaluation.perturb_scores import score
 from mdsc.evaluation.perturb_task import PerturbTask, Prediction, Unit
 
@@ -52,7 +52,7 @@ def test_papalexi_by_the_command(tmp_path, capsys):
 
 def test_adamson_pilot_with_one_perturbation_left_out():
     cells = anndata.read_h5ad(shared_file("adamson2016_pilot.h5ad"))
-    gene_sets = read_gene_sets(shared_file("go_biological_process_2021.gmt"))
+    gene_sets = sets_of_genes(read_gmt(shared_file("go_biological_process_2021.gmt")))
     options = {"perturbation_column": "guide_gene", "control_label": "non-targeting", "gene_sets": gene_sets}
     task = PerturbTask.of_anndata(cells, predicted=[Unit("", "SPI1")], **options)
     assert len(task.training_units) == 4
