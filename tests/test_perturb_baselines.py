@@ -5,6 +5,7 @@ import pytest
 import scipy.sparse as sp
 from perturbed_cells import simulated
 
+from mdsc.data.gene_set_file import read_gmt, sets_of_genes
 from mdsc.errors import UserError
 from mdsc.evaluation.perturb_baselines import ALL, fit_baselines, known_of
 from mdsc.evaluation.perturb_regressions import bilinear, nearest_keys, ridge
@@ -227,12 +228,13 @@ def test_where_contexts_vary_they_are_the_features():
 def test_gene_sets_of_a_gmt_file(tmp_path):
     path = tmp_path / "go.gmt"
     path.write_text("set one\tfrom GO\tG1\tG2,1.0\nset two\t\tG2\t\n")
-    assert read_gene_sets(path) == {"G1": {"set one"}, "G2": {"set one", "set two"}}
+    assert sets_of_genes(read_gmt(path)) == {"G1": {"set one"}, "G2": {"set one", "set two"}}
+    assert sets_of_genes(read_gmt(path), ["G1", "G3"]) == {"G1": {"set one"}}
     path.write_text("nothing here\n")
-    with pytest.raises(UserError, match=r"--gmt: .* holds no gene sets"):
-        read_gene_sets(path)
-    with pytest.raises(UserError, match="--gmt: there is no file"):
-        read_gene_sets(tmp_path / "none.gmt")
+    with pytest.raises(UserError, match="holds no gene sets"):
+        read_gmt(path)
+    with pytest.raises(UserError, match=r"none.gmt cannot be read"):
+        read_gmt(tmp_path / "none.gmt")
 
 
 def test_no_cell_that_a_baseline_gives_has_a_say_in_the_space_of_distances(task, fitted):

@@ -11,8 +11,8 @@ import scipy.sparse as sp
 from shared_data import ROOT, shared_file
 
 from mdsc.cli import main
-from mdsc.data.log_expression import log_normalised
 from mdsc.data.gene_set_file import read_gmt, sets_of_genes
+from mdsc.data.log_expression import log_normalised
 from mdsc.evaluation.perturb_scores import score
 from mdsc.evaluation.perturb_task import PerturbTask, Prediction, Unit
 
@@ -73,7 +73,7 @@ def test_kang_agrees_with_the_benchmark_of_conditions():
     whole = anndata.concat([left.training, left.stimulated])
     task = PerturbTask.of_anndata(
         whole,
-        perturbation_column="condition",
+        perturbation_column="perturbation",
         control_label=CONTROL,
         context_column="cell_type",
         predicted=[Unit("NK", STIMULATED)],

@@ -216,9 +216,12 @@ class GaussianConfig:
     pca_fit: Literal["train", "per_split"] = "train"
     """Which cells the components are fitted to. per_split is the parents' way, in which unperturbed cells are read by a
     PCA of their own when cells are predicted: the axes then mean something else, and a warning says so."""
-    start: Literal["ridge", "none"] = "ridge"
-    """What the diffusion is around: the shift that a ridge regression on the gene embedding (and on the context's
-    unperturbed cells, where there are several contexts) expects, or nothing."""
+    start: Literal["ridge", "ridge_left_out", "none"] = "ridge"
+    """What the diffusion is around, beside the unperturbed cells of a context: the shift that a ridge regression on the
+    gene embedding expects (and on the unperturbed cells, where there are several contexts), or nothing. With ridge a
+    training perturbation is centred at its own mean, so that the network learns how cells vary about it; with
+    ridge_left_out at what the regression of all others expects of it, so that the network learns what the regression
+    misses; with none it learns all of the shift."""
     denoiser: Literal["adaln", "mlp", "set"] = "adaln"
     """Network: a residual MLP with adaLN-Zero, the parents' residual MLP, or blocks in which the cells of a set look at
     each other."""

@@ -78,8 +78,8 @@ def build_head(
             getattr(head.vectors, name).copy_(torch.from_numpy(getattr(fitted, name)))
         basis = PcaBasis.fit(log_normalised(cells.counts), size, seed)
         head.basis.load_state_dict(basis.state_dict())
-        if options.start == "ridge":
-            _fit_shift(head, cells, units)
+        if options.start != "none":
+            _fit_shift(head, cells, units, left_out=options.start == "ridge_left_out")
     return head
 
 
@@ -118,9 +118,8 @@ def _vectors(
     return fitted, [unit for unit in units if unit.perturbation in known]
 
 
-def _fit_shift(head: GaussianHead, cells: PerturbedCells, units: list[Unit]) -> None:
-    """The ridge regression of all units; and for each of them, that of the others, so that what the diffusion learns to
-    add is what it will have to add for a perturbation that nobody has seen."""
+def _fit_shift(head: GaussianHead, cells: PerturbedCells, units: list[Unit], *, left_out: bool) -> None:
+    """The ridge regression of all units, and the table of what each of them is centred at."""
     mean = {unit: _mean(cells, cells.rows_of[unit]) for unit in units}
     control = {context: _mean(cells, cells.controls(context)) for context in {unit.context for unit in units}}
     level = {name: number for number, name in enumerate(head.config.levels, start=1)}
@@ -130,7 +129,8 @@ def _fit_shift(head: GaussianHead, cells: PerturbedCells, units: list[Unit]) -> 
         vectors = np.column_stack([vectors, head.basis.to_latent(pooled).double().numpy()])
     effects = np.stack([mean[unit] - control[unit.context] for unit in units])
     head.ridge.load_state_dict(RidgeShift.fit(vectors, effects).state_dict())
-    head.unit_shift.copy_(torch.from_numpy(_left_out_shifts(vectors, effects, units)))
+    shifts = _left_out_shifts(vectors, effects, units) if left_out else effects
+    head.unit_shift.copy_(torch.from_numpy(shifts))
 
 
 def _left_out_shifts(

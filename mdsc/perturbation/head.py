@@ -49,7 +49,7 @@ class GaussianHead(PreTrainedModel):
         self.basis = PcaBasis(config.num_genes, config.pca_size)
         self.vectors = FeatureTable(levels, config.feature_names or levels, config.num_features, config.vector_size)
         self.ridge = RidgeShift(config.ridge_size, config.num_genes)
-        # Of each unit of training, by the ridge regression of the others.
+        # What each unit of training is centred at: see --gaussian.start.
         self.register_buffer("unit_shift", torch.zeros(config.num_units, config.num_genes))
         self.denoiser = make_denoiser(
             config.denoiser, size, config.condition_size, config.width, config.num_layers, config.dropout

@@ -64,8 +64,11 @@ class LatentCells:
 
     @torch.no_grad()
     def _computed(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows k"]:
-        expression = torch.from_numpy(self.cells.expression(rows))
-        return self.basis.to_latent(expression.to(self.head.device)).cpu()
+        return self.basis.to_latent(self.expression(rows)).cpu()
+
+    def expression(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows genes"]:
+        """On the head's device."""
+        return torch.from_numpy(self.cells.expression(rows)).to(self.head.device)
 
     def latents(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows k"]:
         """On the host."""

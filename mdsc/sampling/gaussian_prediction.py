@@ -41,8 +41,9 @@ def predict_gaussian(
 ) -> Iterator[PredictedCells]:
     """One portion for each perturbation; UserError before the first for what cannot be predicted.
 
-    Each cell is drawn beside one control cell, and the pooled control cells of its context and batch. sampler,
-    num_steps: by default those that the head was trained with.
+    Each cell is drawn beside one control cell, and the pooled control cells of its context and batch. What the PCA
+    leaves out of that control cell it keeps: cells within the span of a few components would have too little variance.
+    sampler, num_steps: by default those that the head was trained with.
     """
     head, vocabulary = _opened(checkpoint)
     options = DrawOptions(
@@ -58,6 +59,7 @@ def predict_gaussian(
     contexts, batches = panel.cells.context[rows], panel.cells.batch[rows]
     around = [panel.latents.pooled_of(context, batches[i : i + 1]) for i, context in enumerate(contexts.tolist())]
     pooled, unperturbed = (torch.cat(parts).to(head.device) for parts in zip(*around, strict=True))
+    own_residual = panel.latents.residuals(rows) - head.left_out(unperturbed)
     is_perturbed = torch.ones(len(rows), dtype=torch.bool, device=head.device)
 
     def portions() -> Iterator[PredictedCells]:
@@ -75,7 +77,7 @@ def predict_gaussian(
                 seed=seed_of(seed, name),
                 keys=torch.arange(len(rows)),
             )
-            expression = _expression(head, drawn, head.left_out(centre))
+            expression = _expression(head, drawn, head.left_out(centre) + own_residual)
             yield PredictedCells(name, rows, panel.columns, expression[:, panel.places])
 
     return portions()
@@ -179,12 +181,16 @@ class _ControlLatents(LatentCells):
         mean = super().mean_expression(rows)
         return mean if self.measured is None else torch.where(self.measured, mean, self.basis.mean.cpu())
 
-    @torch.no_grad()
-    def _computed(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows k"]:
-        expression = torch.from_numpy(self.cells.expression(rows)).to(self.head.device)
+    def expression(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows genes"]:
+        expression = super().expression(rows)
         if self.measured is not None:
             expression = torch.where(self.measured.to(expression.device), expression, self.basis.mean)
-        return self.basis.to_latent(expression).cpu()
+        return expression
+
+    @torch.no_grad()
+    def residuals(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows genes"]:
+        """What the head's PCA leaves out of cells."""
+        return torch.cat([self.head.left_out(self.expression(part)) for part in np.array_split(rows, -(-len(rows) // 1024))])
 
 
 def _told(controls: CellCounts, columns: Sequence[str], say: Callable[[str], None]) -> np.ndarray:
