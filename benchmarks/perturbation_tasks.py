@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from real_cells import shared_file
 
+from mdsc.data.gene_set_file import read_gmt, sets_of_genes
 from mdsc.data.level_features import LevelFeatures
 from mdsc.errors import UserError
-from mdsc.prep.gene_embeddings import read_gmt, term_components
+from mdsc.evaluation.perturb_task import PerturbTask
+from mdsc.prep.gene_embeddings import term_components
 from mdsc.prep.perturbation_task import perturbation_task
 
 if TYPE_CHECKING:
@@ -29,6 +31,13 @@ class Fold:
     context: str | None = None
     """Column of obs."""
     batch: str | None = None
+
+    def task(self) -> PerturbTask:
+        """For the harness. GO terms are what its random forest reads."""
+        features = self.features
+        vectors = None if features is None else dict(zip(features.names, features.values, strict=True))
+        sets = None if features is None else sets_of_genes(read_gmt(_file(GO)), features.names)
+        return PerturbTask.of_anndata(self.cells, context_column=self.context, vectors=vectors, gene_sets=sets)
 
 
 def papalexi() -> Iterator[Fold]:

@@ -20,7 +20,8 @@ from shared_data import shared_file
 from mdsc.cli import main as mdsc
 from mdsc.data.level_features import LevelFeatures, read_features, write_features
 from mdsc.errors import UserError
-from mdsc.prep.gene_embeddings import GeneEmbeddingsConfig, main, prepare_gene_embeddings, read_embeddings, read_gmt
+from mdsc.data.gene_set_file import read_gmt
+from mdsc.prep.gene_embeddings import GeneEmbeddingsConfig, main, prepare_gene_embeddings, read_embeddings
 from mdsc.prep.pickled_arrays import RefusedPickle
 from mdsc.prep.plain_pickle import read_plain, vector_of
 

@@ -7,7 +7,7 @@ from perturbed_cells import simulated
 
 from mdsc.errors import UserError
 from mdsc.evaluation.perturb_baselines import ALL, fit_baselines, known_of
-from mdsc.evaluation.perturb_regressions import bilinear, nearest_keys, read_gene_sets, ridge
+from mdsc.evaluation.perturb_regressions import bilinear, nearest_keys, ridge
 from mdsc.evaluation.perturb_task import PerturbTask, Unit
 
 NAMES = tuple(ALL)
@@ -62,7 +62,8 @@ def test_cells_agree_with_means_and_are_as_many_as_wanted(task, fitted):
     for name, prediction in fitted.items():
         for unit in task.units:
             cells = prediction.cells[unit]
-            assert cells.shape == (len(task.rows(unit)), len(task.genes)), name
+            # One neighbour has no more cells to resample than half of its own.
+            assert len(cells) == (20 if name == "nearest_cells" else len(task.rows(unit))), name
             assert cells.dtype == np.float32
             # The cells are a draw: of the mean's noise, not farther.
             noise = 6 * task.expression.toarray().std(axis=0) / np.sqrt(len(cells)) + 0.02
@@ -110,6 +111,26 @@ def test_nearest_keys_are_the_nearest(task):
             key: np.linalg.norm(known.vectors[key] - known.vectors[unit.perturbation]) for key in known.units_of
         }
         assert keys == sorted(distance, key=distance.get)[: len(keys)]
+    # As many as predict training effects best, each by others than itself.
+    names = list(known.units_of)
+    errors = {}
+    for number in (1, 2, 3, 5, 8, 12):
+        errors[number] = 0.0
+        for name in names:
+            others = sorted(set(names) - {name}, key=lambda n: np.linalg.norm(known.vectors[n] - known.vectors[name]))
+            guess = np.mean([known.effect_of_key[other] for other in others[:number]], axis=0)
+            errors[number] += np.square(guess - known.effect_of_key[name]).sum()
+    assert len(keys) == min(errors, key=errors.get)
+
+
+def test_the_forest_averages_training_effects(task, fitted):
+    effects = np.stack(list(known_of(task, 0).effect_of.values()), axis=1)
+    for unit in task.units:
+        delta = fitted["forest_go"].mean(unit) - task.reference("")
+        weights, *_ = np.linalg.lstsq(effects, delta, rcond=None)
+        np.testing.assert_allclose(effects @ weights, delta, atol=1e-6)
+        assert weights.sum() == pytest.approx(1)
+        assert weights.min() > -1e-6
 
 
 def test_bilinear_solves_its_normal_equations(task):
@@ -212,3 +233,14 @@ def test_gene_sets_of_a_gmt_file(tmp_path):
         read_gene_sets(path)
     with pytest.raises(UserError, match="--gmt: there is no file"):
         read_gene_sets(tmp_path / "none.gmt")
+
+
+def test_no_cell_that_a_baseline_gives_has_a_say_in_the_space_of_distances(task, fitted):
+    """Components of few cells follow these, which would then look far from all others of their law."""
+    known = known_of(task, 0)
+    space = {row.tobytes() for row in known.space_cells().toarray()}
+    assert len(space) == sum(len(task.rows(unit, "train")) for unit in task.training_units) // 2
+    for name in ("control_mean", "perturbed_mean", "nearest_cells"):
+        for unit in task.units:
+            assert not space & {row.tobytes() for row in fitted[name].cells[unit]}, name
+    assert not space & {row.tobytes() for unit in task.units for row in task.cells(unit)}

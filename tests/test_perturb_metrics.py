@@ -59,6 +59,8 @@ def test_a_correlation_with_something_constant_is_not_defined():
     found = effect_metrics(truth(effect), np.array([0.5, 1.0, 0.0]), np.zeros(3), same_for_all=True)
     assert found["pearson_delta_pert"] is None
     assert found["pearson_delta"] is not None
+    nothing = effect_metrics(truth(effect), np.zeros(3), np.array([0.5, 1.0, 0.0]))
+    assert nothing["pearson_delta_pert"] is None, "the shift reversed is nobody's prediction"
     assert effect_metrics(truth(effect, t=[0, 0, 0]), effect, np.zeros(3))["mse_de"] is None
 
 

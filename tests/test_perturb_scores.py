@@ -176,6 +176,9 @@ def test_intervals_of_differences_are_paired():
     error = rows["model"]["pearson_delta"].std() / np.sqrt(30)
     assert own.interval[1] - own.interval[0] == pytest.approx(2 * 1.96 * error, rel=0.15)
     assert scores.undefined("control_mean", "pearson_delta") == 1
+    constant = {"model": {"mse": np.where(np.arange(30) % 3 > 0, 2.0, np.nan)}}
+    some = PerturbScores(units, constant, ("model",), {}).estimate("model", "mse")
+    assert (some.mean, some.interval, some.units) == (2.0, (2.0, 2.0), 20), "what is not defined is no 0"
     alone = PerturbScores(units[:1], {"model": {"mse": np.ones(1)}}, ("model",), {})
     assert alone.estimate("model", "mse").interval is None
 
@@ -226,3 +229,19 @@ def test_names_that_clash_and_unknown_baselines():
     with pytest.raises(UserError, match="no baseline 'rigde'"):
         score(TASK, [], baselines=("rigde",))
     assert ORACLE not in ALL
+
+
+def test_resampled_training_cells_are_no_further_off_than_fresh_ones():
+    """Where nothing has an effect all cells are of one law. Components of few cells follow these: had the space been
+    fitted on the cells that baselines give, or on controls, these would look far from all others."""
+    made = simulated(num_perturbations=16, num_test=8, cells=24)
+    law = made.rates["", "ctrl"]
+    adata = made.adata.copy()
+    adata.X = sp.csr_matrix(drawn(law, adata.n_obs, np.random.default_rng(4)))
+    task = PerturbTask.of_anndata(adata, vectors=made.vectors)
+    fresh = Prediction("fresh", {unit: cells_of(law, place, 24) for place, unit in enumerate(task.units)})
+    found = score(task, [fresh], baselines=("control_mean", "perturbed_mean", "nearest_cells"), num_bootstrap=2).values
+    for method in found:
+        values = found[method]["e_distance"]
+        # Units share training and control cells: their errors are not independent, and 6 of their errors are allowed.
+        assert abs(values.mean()) < 6 * values.std() / np.sqrt(len(values)), method

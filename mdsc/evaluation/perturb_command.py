@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mdsc.config.flags import parse_flags
+from mdsc.data.gene_set_file import read_gmt, sets_of_genes
 from mdsc.data.level_features import read_features
 from mdsc.data.perturbations import COLUMN, CONTROL
 from mdsc.errors import UserError
@@ -12,7 +13,6 @@ from mdsc.evaluation.command_output import plain_console, versions, write_scores
 from mdsc.evaluation.perturb_estimates import PerturbScores
 from mdsc.evaluation.perturb_expression import read_cells
 from mdsc.evaluation.perturb_plot import effects_of, save_plot
-from mdsc.evaluation.perturb_regressions import read_gene_sets
 from mdsc.evaluation.perturb_scores import score
 from mdsc.evaluation.perturb_table import baselines_left_out, scores_table, verdicts
 from mdsc.evaluation.perturb_task import PerturbTask, Prediction, predicted_rows
@@ -136,7 +136,7 @@ def read_task(config: PerturbEvaluationConfig, say: Callable[[str], None]) -> tu
         genes=genes,
         layer=config.layer,
         vectors=None if features is None else dict(zip(features.names, features.values, strict=True)),
-        gene_sets=None if config.gmt is None else read_gene_sets(config.gmt),
+        gene_sets=None if config.gmt is None else sets_of_genes(read_gmt(config.gmt)),
         name=str(config.real),
         say=say,
     )

@@ -1,17 +1,22 @@
-"""Distances between predicted and real cells, as laws: E-distance and MMD, in the PCA space of training cells."""
+"""Distances between predicted and real cells, as laws: E-distance and MMD, in the PCA space of training cells.
+
+Components of few cells follow these very cells, which are then spread wider in the space than others of their law. So
+the space is fitted on half of the perturbed training cells, and baselines that resample cells take them from the other
+half. No control cell has a say in it: predictions start from these.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 from jaxtyping import Float, Int64
 from scipy.spatial.distance import cdist
 
 from mdsc.evaluation.generation_distances import mmd2, squared_median
-from mdsc.evaluation.perturb_task import PerturbTask
 
 NUM_COMPONENTS = 50
 FITTED_CELLS = 10_000
-"""Training cells, controls among them, that the components are fitted on at most."""
+"""Training cells that the components are fitted on at most."""
 MOST_CELLS = 500
 """Of each of the two sets that are compared, at most; both have the same number."""
 SCALE_CELLS = 1000
@@ -20,30 +25,30 @@ LEAST_CELLS = 2
 
 @dataclass(frozen=True, eq=False)
 class TrainingSpace:
-    """Principal components of log expression, of training and control cells alone."""
+    """Principal components of log expression, of perturbed training cells alone."""
 
-    mean: Float[np.ndarray, " genes"]
     components: Float[np.ndarray, "k genes"]
     scale: float
     """Median squared distance of two training cells: the width of the kernels (median heuristic)."""
     fitted_cells: int
 
     @classmethod
-    def fit(cls, seen: PerturbTask, seed: int) -> "TrainingSpace":
+    def fit(cls, expression: sp.csr_matrix, seed: int) -> "TrainingSpace":
+        """expression: (cells, genes) of cells that no method gives as its own."""
         from sklearn.decomposition import PCA
 
-        rows = np.sort(np.random.default_rng(seed).permutation(len(seen.perturbation))[:FITTED_CELLS])
-        values = seen.expression[rows]
+        order = np.random.default_rng(seed).permutation(expression.shape[0])[:FITTED_CELLS]
+        values = expression[np.sort(order)]
         number = min(NUM_COMPONENTS, min(values.shape) - 1)
         if (values[1:] - values[:-1]).count_nonzero() == 0 or number < 1:
-            return cls(np.zeros(values.shape[1]), np.eye(1, values.shape[1]), 1.0, len(rows))
-        pca = PCA(number, svd_solver="arpack", random_state=0).fit(values)
-        space = cls(pca.mean_.astype(np.float32), pca.components_.astype(np.float32), 1.0, len(rows))
-        points = space.project(values[:SCALE_CELLS].toarray())
-        return cls(space.mean, space.components, squared_median(points), len(rows))
+            return cls(np.eye(1, values.shape[1]), 1.0, len(order))
+        components = PCA(number, svd_solver="arpack", random_state=0).fit(values).components_.astype(np.float32)
+        points = cls(components, 1.0, len(order)).project(expression[order[:SCALE_CELLS]].toarray())
+        return cls(components, squared_median(points), len(order))
 
     def project(self, cells: Float[np.ndarray, "cells genes"]) -> Float[np.ndarray, "cells k"]:
-        return (cells @ self.components.T - self.mean @ self.components.T).astype(np.float64)
+        """Not centred: distances do not see it."""
+        return (cells @ self.components.T).astype(np.float64)
 
 
 def e_distance(x: Float[np.ndarray, "n k"], y: Float[np.ndarray, "m k"]) -> float:

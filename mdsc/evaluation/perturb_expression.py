@@ -15,10 +15,11 @@ from mdsc.errors import UserError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-LARGEST = 12.0
-"""No log1p of counts per 10,000 is above log1p(10,000) = 9.2; a prediction may be a bit beyond."""
-LEAST = -12.0
-"""Log expression is 0 or more; what a linear model predicts may be a bit below."""
+LARGEST = 9.3
+"""No log1p of counts per 10,000 is above log1p(10,000) = 9.21."""
+MOST_TIMES = 3.0
+"""The mean of a prediction is that of the real cells, up to this factor. Its tails may lie beyond what cells can have,
+below 0 too, as those of linear models do; what was scaled or centred has quite another mean."""
 CHUNK = 4_000_000
 CHUNK_ROWS = 4000
 
@@ -52,8 +53,10 @@ def matrix_of(adata: "AnnData", layer: str | None, name: str, flag: str = "--lay
     return np.asarray(matrix)
 
 
-def log_expression(matrix: Matrix, name: str) -> tuple[Matrix, bool]:
+def log_expression(matrix: Matrix, name: str, real_mean: float | None = None) -> tuple[Matrix, bool]:
     """float32 log1p of counts per 10,000, and whether it was made of raw counts here.
+
+    real_mean: of a prediction, the mean log expression of real cells.
 
     Values that are all integers are counts. A UserError where values are neither counts nor can be log expression.
     """
@@ -62,16 +65,31 @@ def log_expression(matrix: Matrix, name: str) -> tuple[Matrix, bool]:
     if not all(finite):
         raise UserError(f"{name} holds NaN or infinite values: leave those cells or genes out, or set them to 0.")
     if min(least) >= 0 and all(integers):
-        starts = range(0, matrix.shape[0], CHUNK_ROWS)
-        rows = (sp.csr_matrix(matrix[start : start + CHUNK_ROWS]) for start in starts)
-        logs = [log_normalised(counts).astype(np.float32) for counts in rows]
-        return sp.csr_matrix(sp.vstack(logs, format="csr")), True
-    if max(largest) > LARGEST or min(least) < LEAST:
+        return _logs_of(matrix), True
+    if real_mean is None:
+        is_plausible = min(least) >= 0 and max(largest) <= LARGEST
+    else:
+        is_plausible = real_mean / MOST_TIMES <= matrix.mean() <= real_mean * MOST_TIMES
+    if not is_plausible:
         raise UserError(
             f"{name} holds values from {min(least):.4g} to {max(largest):.4g}: neither raw counts nor log1p of counts "
             "per 10,000 (0 to 9.2).\nGive raw counts, or log expression that is neither scaled nor centred."
         )
     return matrix.astype(np.float32), False
+
+
+def _logs_of(counts: Matrix) -> sp.csr_matrix:
+    """Some rows at a time, into what holds the result: logarithms are taken in doubles, of which there is no room for
+    all."""
+    size = counts.nnz if sp.issparse(counts) else np.count_nonzero(counts)
+    data, indices = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.int32)
+    lengths, end = [np.zeros(1, dtype=np.int64)], 0
+    for start in range(0, counts.shape[0], CHUNK_ROWS):
+        logs = log_normalised(sp.csr_matrix(counts[start : start + CHUNK_ROWS]))
+        data[end : end + logs.nnz], indices[end : end + logs.nnz] = logs.data, logs.indices
+        lengths.append(np.diff(logs.indptr))
+        end += logs.nnz
+    return sp.csr_matrix((data[:end], indices[:end], np.cumsum(np.concatenate(lengths))), counts.shape)
 
 
 def _values(matrix: Matrix) -> Iterator[np.ndarray]:

@@ -122,9 +122,11 @@ def effect_metrics(
     with_target, no_target = truth.top(TOP_GENES), truth.top(TOP_GENES, truth.is_target)
     error = delta - truth.delta
     weight = np.abs(truth.t)
+    # Without any effect what is left is the shift, reversed: no property of the perturbation either.
+    is_none = same_for_all or delta.std() < CONSTANT
     return {
         "pearson_delta": pearson(delta, truth.delta),
-        "pearson_delta_pert": None if same_for_all else pearson(delta - shift, truth.delta - shift),
+        "pearson_delta_pert": None if is_none else pearson(delta - shift, truth.delta - shift),
         "delta20": pearson(delta[with_target], truth.delta[with_target]),
         "delta20_no_target": pearson(delta[no_target], truth.delta[no_target]),
         "mse": float(np.square(error).mean()),

@@ -10,7 +10,7 @@ from mdsc.evaluation.perturb_training import TrainingEffects
 from mdsc.evaluation.perturb_units import Unit
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 LEAST_KEYS = 3
 """Training perturbations (or contexts) with features: with fewer there is nothing to choose a penalty by."""
@@ -128,28 +128,6 @@ def bilinear(known: TrainingEffects) -> Effects | None:
     kernel = np.linalg.solve(perturbations.T @ perturbations + penalty, (from_left @ perturbations).T).T
     units = [unit for unit in known.wanted if known.target_columns(unit.perturbation)]
     return {unit: mean + genes @ kernel @ of(known.key(unit)) for unit in units}
-
-
-def read_gene_sets(path: "Path") -> dict[str, frozenset[str]]:
-    """Gene -> names of its sets, out of a GMT file: name, description, genes, separated by tabs."""
-    from mdsc.errors import UserError
-
-    if not path.is_file():
-        raise UserError(f"--gmt: there is no file {path}")
-    found: dict[str, set[str]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"--gmt: {path} is no text file.") from error
-    for line in lines:
-        name, *rest = line.split("\t")
-        for gene in rest[1:]:
-            if gene.strip():
-                # Enrichr's files may give a gene a weight: SPI1,1.0.
-                found.setdefault(gene.strip().partition(",")[0], set()).add(name)
-    if not found:
-        raise UserError(f"--gmt: {path} holds no gene sets; a line is NAME, description and genes, separated by tabs.")
-    return {gene: frozenset(names) for gene, names in found.items()}
 
 
 def _known_units(known: TrainingEffects) -> list[Unit]:

@@ -77,7 +77,7 @@ class _Setting:
         contexts = sorted({unit.context for unit in task.units})
         control = {context: Moments.of(task.expression[task.controls(context)]) for context in contexts}
         shift = {context: known.mean_effect(context) for context in contexts}
-        return cls(task, control, shift, TrainingSpace.fit(task.seen, seed), seed)
+        return cls(task, control, shift, TrainingSpace.fit(known.space_cells(), seed), seed)
 
     def rng(self, unit: Unit, purpose: str) -> np.random.Generator:
         """The same for all methods: their differences are then no matter of the draw."""

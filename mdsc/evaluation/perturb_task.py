@@ -235,13 +235,17 @@ class Prediction:
         chosen = np.concatenate([rows[unit] for unit in task.units])
         places = np.split(np.arange(len(chosen)), np.cumsum([len(rows[unit]) for unit in task.units])[:-1])
         rows_of = dict(zip(task.units, places, strict=True))
-        values, converted = log_expression(matrix_of(adata, layer, name, "--predicted-layer")[chosen][:, columns], name)
+        values, converted = log_expression(
+            matrix_of(adata, layer, name, "--predicted-layer")[chosen][:, columns], name, float(task.expression.mean())
+        )
         if converted:
             say(f"{name}: the values are raw counts, and are converted to log1p of counts per 10,000")
         means: dict[Unit, np.ndarray] = {}
         if means_layer is not None:
             matrix = matrix_of(adata, means_layer, name, "--means-layer")[chosen][:, columns]
-            expected = UnitCells(log_expression(matrix, f"{name}, layer {means_layer}")[0], rows_of)
+            expected = UnitCells(
+                log_expression(matrix, f"{name}, layer {means_layer}", float(task.expression.mean()))[0], rows_of
+            )
             means = {unit: expected[unit].mean(axis=0, dtype=np.float64) for unit in task.units}
         return cls(name, UnitCells(values, rows_of), means)
 

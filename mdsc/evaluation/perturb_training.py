@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy.sparse as sp
 from jaxtyping import Float32, Float64
 
 from mdsc.data.perturbations import combined_vectors, perturbed_genes
@@ -108,6 +109,16 @@ class TrainingEffects:
     def _place(self) -> dict[str, int]:
         return {gene: column for column, gene in enumerate(self.seen.genes)}
 
+    @cached_property
+    def _halves(self) -> dict[Unit, list[np.ndarray]]:
+        """Rows of the training cells of each unit: those of the space, those to be resampled."""
+        rows = {unit: self.rng(unit, "space").permutation(self.seen.rows(unit, "train")) for unit in self.effect_of}
+        return {unit: np.array_split(order, 2) for unit, order in rows.items()}
+
+    def space_cells(self) -> sp.csr_matrix:
+        """What distances are taken in is fitted on half of the perturbed training cells; see perturb_distances."""
+        return self.seen.expression[np.sort(np.concatenate([halves[0] for halves in self._halves.values()]))]
+
     def rng(self, unit: Unit, purpose: str) -> np.random.Generator:
         """Keyed by what it is for, so that no method's draws depend on which others there are."""
         return np.random.default_rng([self.seed, zlib.crc32(f"{purpose}\t{unit}".encode())])
@@ -124,10 +135,10 @@ class TrainingEffects:
         return self.control_cells(unit, purpose) + effect.astype(np.float32)
 
     def resampled(self, unit: Unit, among: Sequence[Unit], purpose: str) -> Float32[np.ndarray, "cells genes"]:
-        """Training cells of these units, each unit as likely; those of another context are moved by the difference of
-        the control means."""
+        """Training cells of these units that the space does not know, each unit as likely; those of another context are
+        moved by the difference of the control means."""
         rng = self.rng(unit, purpose)
-        rows = [self.seen.rows(one, "train") for one in among]
+        rows = [self._halves[one][1] for one in among]
         pool = np.concatenate(rows)
         weight = np.concatenate([np.full(len(one), 1 / (len(rows) * len(one))) for one in rows])
         drawn = np.sort(rng.choice(pool, min(self.wanted[unit], len(pool)), replace=False, p=weight))

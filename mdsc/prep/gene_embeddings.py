@@ -21,6 +21,7 @@ from jaxtyping import Float64
 
 from mdsc.atomic import replacing
 from mdsc.config.flags import parse_flags
+from mdsc.data.gene_set_file import read_gmt
 from mdsc.data.level_features import LevelFeatures, read_features, write_features
 from mdsc.data.perturbations import CONTROL, canonical, perturbed_genes
 from mdsc.errors import UserError
@@ -116,21 +117,6 @@ def _of_pickle(path: Path, say: Callable[[str], None]) -> LevelFeatures:
     if len({len(vector) for vector in kept.values()}) > 1:
         raise UserError(f"{path} has vectors of different lengths.")
     return LevelFeatures(tuple(kept), np.stack(list(kept.values())) if kept else np.zeros((0, 0)), str(path))
-
-
-def read_gmt(path: Path) -> dict[str, frozenset[str]]:
-    """Gene sets by name: one a line, its name, a description, and genes, between tabs (Broad Institute's GMT)."""
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            lines = [line.rstrip("\n").split("\t") for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    # A gene may carry a weight behind a comma (Enrichr).
-    sets = {line[0]: frozenset(gene.partition(",")[0] for gene in line[2:] if gene) for line in lines}
-    if not any(sets.values()):
-        raise UserError(f"{path} holds no gene sets: one a line, name, description and genes between tabs.")
-    return sets
 
 
 def term_components(sets: dict[str, frozenset[str]], num_components: int, source: str) -> LevelFeatures:
