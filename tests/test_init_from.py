@@ -114,9 +114,14 @@ def test_new_genes_are_finite_and_old_ones_as_they_were(folder: Path, tmp_path: 
 
 
 def test_a_gene_that_the_checkpoint_lacks_starts_along_its_directions(folder: Path, tmp_path: Path):
-    """Trained without six genes, and then given them: their vectors are near those of a run that had them."""
+    """Trained without six genes, and then given them: their vectors are near those of a run that had them, whichever
+    directions the checkpoint's factors happen to have."""
     without = write(tmp_path / "without", np.arange(6, NUM_GENES), DRUGS)
     assert train(folder, without, tmp_path / "first") == 0
+    first = load_checkpoint(tmp_path / "first")
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0]
+    first.model.gene_evidence.loadings.copy_(first.model.gene_evidence.loadings @ turn)
+    save_checkpoint(tmp_path / "first", first)
     found = at_step_0(folder, folder / "shards", tmp_path / "run", tmp_path / "first")
     evidence, whole = found.model.gene_evidence, load_checkpoint(folder / "run").model.gene_evidence
     covariance = evidence.loadings @ evidence.loadings.T
