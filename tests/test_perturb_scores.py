@@ -197,6 +197,9 @@ def test_a_baseline_that_is_defined_for_few_is_not_the_best():
     values = {"model": np.full(4, 0.3), "bilinear": np.array([0.9, np.nan, np.nan, np.nan]), "ridge": np.full(4, 0.2)}
     scores = PerturbScores(TASK.units[:4], {name: {"delta20": row} for name, row in values.items()}, ("model",), {})
     assert scores.best_baseline("delta20") == "ridge"
+    values["knn"] = np.array([0.25, 0.25, 0.25, np.nan])
+    scores = PerturbScores(TASK.units[:4], {name: {"delta20": row} for name, row in values.items()}, ("model",), {})
+    assert scores.best_baseline("delta20") == "knn", "one that lacks a perturbation is no less a rival"
 
 
 def test_the_same_seed_gives_the_same_scores_and_no_method_depends_on_others():

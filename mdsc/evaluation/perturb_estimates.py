@@ -56,16 +56,19 @@ class PerturbScores:
     def undefined(self, method: str, metric: str) -> int:
         return int(np.isnan(self.values[method][metric]).sum())
 
-    def best_baseline(self, metric: str) -> str | None:
-        """Best mean among those that are no oracle, and for as many units as any: the mean over the easy ones is no
-        match. None where none is defined."""
-        found = {name: self.estimate(name, metric) for name in self.baselines if name != ORACLE}
+    def best(self, metric: str, among: Sequence[str]) -> str | None:
+        """The method of best mean. One that is defined for less than half of the perturbations that another is defined
+        for is left out: the mean over few is no match. None where none is defined; the oracle is no method."""
+        found = {name: self.estimate(name, metric) for name in among if name != ORACLE}
         defined = {name: estimate for name, estimate in found.items() if estimate is not None}
         most = max((estimate.units for estimate in defined.values()), default=0)
-        whole = {name: estimate.mean for name, estimate in defined.items() if estimate.units == most}
-        if not whole:
+        means = {name: estimate.mean for name, estimate in defined.items() if estimate.units >= most / 2}
+        if not means:
             return None
-        return (max if HIGHER_IS_BETTER[metric] else min)(whole, key=whole.__getitem__)
+        return (max if HIGHER_IS_BETTER[metric] else min)(means, key=means.__getitem__)
+
+    def best_baseline(self, metric: str) -> str | None:
+        return self.best(metric, self.baselines)
 
     def _estimate(self, values: Float64[np.ndarray, " units"]) -> Estimate | None:
         defined = np.isfinite(values)

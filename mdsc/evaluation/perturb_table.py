@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mdsc.evaluation.perturb_baselines import ALL, ORACLE
+from mdsc.evaluation.perturb_baselines import ALL
 from mdsc.evaluation.perturb_estimates import PerturbScores
 from mdsc.evaluation.perturb_metrics import HEADLINES, HIGHER_IS_BETTER
 from mdsc.evaluation.report import NOT_DEFINED, Verdict, number
@@ -107,19 +107,9 @@ def _text(scores: PerturbScores, method: str, metric: str) -> str:
         text += f" [{number(found.interval[0], 3)}, {number(found.interval[1], 3)}]"
     if found.units < len(scores.units):
         text += f" ({found.units}/{len(scores.units)})"
-    if method != ORACLE and _is_best(scores, method, metric):
+    if method == scores.best(metric, tuple(scores.values)):
         text += " *"
     return text
-
-
-def _is_best(scores: PerturbScores, method: str, metric: str) -> bool:
-    """Among the methods that are defined for as many perturbations as any."""
-    found = {name: scores.estimate(name, metric) for name in scores.values if name != ORACLE}
-    defined = {name: estimate for name, estimate in found.items() if estimate is not None}
-    most = max(estimate.units for estimate in defined.values())
-    whole = {name: estimate.mean for name, estimate in defined.items() if estimate.units == most}
-    best = (max if HIGHER_IS_BETTER[metric] else min)(whole.values())
-    return whole.get(method) == best
 
 
 def baselines_left_out(scores: PerturbScores) -> list[str]:
