@@ -8,7 +8,7 @@ from perturbation_tasks import Fold
 from real_cells import ROOT
 
 import mdsc
-from mdsc.checkpoint import Checkpoint
+from mdsc.checkpoint import Checkpoint, load_checkpoint
 from mdsc.config.schema import TrainConfig
 from mdsc.config.yaml_flags import parse
 from mdsc.data.level_features import write_features
@@ -21,26 +21,22 @@ from mdsc.prep.h5ad import H5adConfig, prepare_h5ad
 
 NUM_CELLS = 1000
 """Predicted for each unit: the means of fewer have noise of their own."""
-EDITED = 0.5
+EDITED = 0.9
 """Share of a control cell's genes that the masked model draws anew at once; it takes two passes for all of them."""
 GAUSSIAN, GENERATED, EDITING = "gaussian", "masked, generated", "masked, edited"
 HEADS = (GAUSSIAN, GENERATED, EDITING)
 
 
-def scored(fold: Fold, folder: Path, seed: int, heads: tuple[str, ...], steps: int, gaussian_flags: list[str]) -> dict:
-    """Values of every metric for each unit and method, as JSON keeps them; seconds of training."""
-    shards = prepared(fold, folder)
-    task = fold.task()
-    predictions = []
-    if GAUSSIAN in heads:
-        checkpoint = gaussian(fold, shards, folder / f"gaussian{seed}", seed, gaussian_flags)
-        predictions.append(predicted(GAUSSIAN, fold, task, checkpoint, seed))
-    if set(heads) & {GENERATED, EDITING}:
-        checkpoint = masked(fold, shards, folder / f"masked{seed}", seed, steps)
-        for name, options in ((GENERATED, {}), (EDITING, {"edit_fraction": EDITED})):
-            if name in heads:
-                predictions.append(predicted(name, fold, task, checkpoint, seed, **options))
-    return to_json(score(task, predictions, seed=seed, num_bootstrap=0))
+def scored(fold: Fold, folder: Path, seed: int, head: str, flags: list[str]) -> dict:
+    """Values of every metric for each unit and method (baselines too), as JSON keeps them."""
+    shards, task = prepared(fold, folder), fold.task()
+    run = folder / f"{head.replace(', ', '-')}-{seed}"
+    if head == GAUSSIAN:
+        checkpoint, options = gaussian(fold, shards, run, seed, flags), {}
+    else:
+        checkpoint = masked(fold, shards, folder / f"masked-{seed}", seed, flags)
+        options = {} if head == GENERATED else {"edit_fraction": EDITED}
+    return to_json(score(task, [predicted(head, fold, task, checkpoint, seed, **options)], num_bootstrap=0))
 
 
 def prepared(fold: Fold, folder: Path) -> Path:
@@ -67,13 +63,15 @@ def gaussian(fold: Fold, shards: Path, run: Path, seed: int, more: list[str]) ->
     return train(parse(TrainConfig, [*flags, *more]))
 
 
-def masked(fold: Fold, shards: Path, run: Path, seed: int, steps: int) -> Checkpoint:
+def masked(fold: Fold, shards: Path, run: Path, seed: int, more: list[str]) -> Checkpoint:
+    """Trained once for both ways of prediction."""
+    if (run / "loss.png").is_file():
+        return load_checkpoint(run)
     columns = [name for name in (COLUMN, fold.context, fold.batch) if name is not None]
     flags = ["--config", str(ROOT / "configs" / "adamson_masked.yaml"), *_common(fold, shards, run, seed)]
-    flags += ["--data.condition-columns", *columns, "--train.max-steps", str(steps)]
-    if fold.features is None:
-        flags += ["--data.condition-features"]
-    return train(parse(TrainConfig, flags))
+    flags += ["--data.condition-columns", *columns]
+    flags += ["--data.condition-features"] if fold.features is None else []
+    return train(parse(TrainConfig, [*flags, *more]))
 
 
 def _common(fold: Fold, shards: Path, run: Path, seed: int) -> list[str]:

@@ -108,6 +108,11 @@ def kang() -> Iterator[Fold]:
 
 
 TASKS = {"papalexi": papalexi, "adamson": adamson, "kang": kang}
+TITLES = {
+    "papalexi": "Papalexi et al. 2021: genes held out",
+    "adamson": "Adamson et al. 2016, pilot: one gene held out at a time",
+    "kang": "Kang et al. 2018: one cell type's stimulated cells held out at a time",
+}
 
 
 def _file(name: str) -> Path:
