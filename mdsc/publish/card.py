@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mdsc import __version__
+from mdsc.publish import gaussian_card
 from mdsc.publish.card_facts import CardFacts
 
 METRICS = {
@@ -22,36 +23,44 @@ SHOWN_OPTIONS = (
     ("train", ("max_steps", "global_batch_size", "learning_rate", "weight_decay", "ema_decay", "pathway_steps")),
 )
 MOST_NAMES = 5
+ABOUT = (
+    "A masked discrete diffusion model of single-cell gene expression: it gives the law of each hidden count of a",
+    "cell, given the visible ones; it fills in counts, generates cells, and scores how likely counts are. Trained with",
+    "`mdsc`; its weights are safetensors, without any code.",
+)
+LIMITS = (
+    "- It knows the genes and the kind of cells that it was trained on, and no others.",
+    "- A filled-in count is a prediction, not a measurement: tests that treat it as one are too sure.",
+    "- Differences between batches or laboratories are modelled only where they are among the conditions above.",
+    "- Zeros are not missing at random; filling them in (`--impute-zeros`) is a heuristic that expects too much.",
+)
 
 
 def model_card(facts: CardFacts, repo: str, license: str) -> str:
     """Markdown with the hub's metadata on top. `license` is checked by `check_license`."""
+    is_gaussian = facts.tokenizer is None
+    about, use, scores, limits = (
+        (gaussian_card.ABOUT, gaussian_card.use(facts, repo), gaussian_card.scores(facts), gaussian_card.LIMITS)
+        if is_gaussian
+        else (ABOUT, _use(repo), _scores(facts), LIMITS)
+    )
+    kind = "gaussian-diffusion" if is_gaussian else "masked-diffusion"
     return "\n".join(
         [
             "---",
             f"license: {license}",
             "library_name: mdsc",
             "tags:",
-            *(f"- {tag}" for tag in ("biology", "single-cell", "gene-expression", "masked-diffusion")),
+            *(f"- {tag}" for tag in ("biology", "single-cell", "gene-expression", kind)),
             "---",
             "",
             f"# {repo.partition('/')[2]}",
             "",
-            "A masked discrete diffusion model of single-cell gene expression: it gives the law of each hidden count",
-            "of a cell, given the visible ones. Trained with `mdsc`; its weights are safetensors, without any code.",
+            *about,
             "",
             "## How to use",
             "",
-            "```python",
-            "import anndata, mdsc",
-            "",
-            'cells = anndata.read_h5ad("cells.h5ad")  # raw counts',
-            f'filled = mdsc.inpaint_anndata("{repo}", cells, mask_ratio=0.8)',
-            'print(filled.layers["mdsc_mean"])  # expected counts; one draw: layers["mdsc_sampled"]',
-            f'model = mdsc.MdscModel.from_pretrained("{repo}")  # the network alone; AutoModel works too',
-            "```",
-            "",
-            f"On the command line, `mdsc sample --checkpoint {repo} --input cells.h5ad --mask-ratio 0.8`.",
+            *use,
             "",
             "## Data",
             "",
@@ -63,17 +72,17 @@ def model_card(facts: CardFacts, repo: str, license: str) -> str:
             "",
             "## Scores",
             "",
-            *_scores(facts),
+            *scores,
             "",
             "## Intended use",
             "",
-            "Research on single-cell transcriptomes like those that it was trained on: filling in counts that are",
-            "hidden or were not measured, generating cells, and scoring how likely counts are. It is no medical",
-            "device, and nothing about a patient should be decided by it.",
+            "Research on single-cell transcriptomes like those that it was trained on. It is no medical device, and",
+            "nothing about a patient should be decided by it.",
             "",
             "## Limits",
             "",
-            *_limits(facts),
+            *limits,
+            *_unmeasured(facts),
             "",
             "## Licence",
             "",
@@ -81,6 +90,19 @@ def model_card(facts: CardFacts, repo: str, license: str) -> str:
             "",
         ]
     )
+
+
+def _use(repo: str) -> Iterator[str]:
+    yield "```python"
+    yield "import anndata, mdsc"
+    yield ""
+    yield 'cells = anndata.read_h5ad("cells.h5ad")  # raw counts'
+    yield f'filled = mdsc.inpaint_anndata("{repo}", cells, mask_ratio=0.8)'
+    yield 'print(filled.layers["mdsc_mean"])  # expected counts; one draw: layers["mdsc_sampled"]'
+    yield f'model = mdsc.MdscModel.from_pretrained("{repo}")  # the network alone; AutoModel works too'
+    yield "```"
+    yield ""
+    yield f"On the command line, `mdsc sample --checkpoint {repo} --input cells.h5ad --mask-ratio 0.8`."
 
 
 def _data(facts: CardFacts) -> Iterator[str]:
@@ -93,7 +115,11 @@ def _data(facts: CardFacts) -> Iterator[str]:
         if facts.data.sources:
             yield f"- Made of {_named(facts.data.sources)}"
         yield f"- SHA-256 of their manifest: `{facts.data.digest}`"
-    yield f"- {genes:,} genes (`genes.parquet`), counts as `{facts.tokenizer}` tokens (`tokenizer.json`)"
+    read_as = "log expression" if facts.tokenizer is None else f"`{facts.tokenizer}` tokens (`tokenizer.json`)"
+    yield f"- {genes:,} genes (`genes.parquet`), counts as {read_as}"
+    if facts.tokenizer is None:
+        yield from gaussian_card.perturbations(facts)
+        return
     levels = facts.config.get("condition_levels") or {}
     for name, known in levels.items():
         yield f"- Condition `{name}`, {len(known):,} levels: {_named(known)}"
@@ -110,11 +136,14 @@ def _training(facts: CardFacts) -> Iterator[str]:
     config = facts.config
     yield f"- Optimiser steps: {'not known' if facts.step is None else f'{facts.step:,}'}"
     yield f"- Weights: {facts.num_weights:,} numbers in `model.safetensors`, averaged over steps, fixed tables included"
-    yield (
-        f"- Network: {_backbone(config)} width {config['hidden_size']}, layers {config['num_layers']}, "
-        f"heads {config['num_heads']}, cell state {config['state_size']}"
-    )
-    for group, names in SHOWN_OPTIONS:
+    if facts.tokenizer is None:
+        yield gaussian_card.network(config)
+    else:
+        yield (
+            f"- Network: {_backbone(config)} width {config['hidden_size']}, layers {config['num_layers']}, "
+            f"heads {config['num_heads']}, cell state {config['state_size']}"
+        )
+    for group, names in SHOWN_OPTIONS if facts.tokenizer is not None else SHOWN_OPTIONS[-1:]:
         chosen = {name: facts.options[group][name] for name in names if name in facts.options.get(group, {})}
         if chosen:
             yield f"- `{group}`: " + ", ".join(f"{name} {_plain(value)}" for name, value in chosen.items())
@@ -195,11 +224,7 @@ def _scores_beside_baselines(scores: dict[str, Any]) -> Iterator[str]:
         yield f"- {float(ratio):.0%} hidden: the model {verdict} the best baseline, {found['best_baseline']}, by {gap}"
 
 
-def _limits(facts: CardFacts) -> Iterator[str]:
-    yield "- It knows the genes and the kind of cells that it was trained on, and no others."
-    yield "- A filled-in count is a prediction, not a measurement: tests that treat it as one are too sure."
-    yield "- Differences between batches or laboratories are modelled only where they are among the conditions above."
-    yield "- Zeros are not missing at random; filling them in (`--impute-zeros`) is a heuristic that expects too much."
+def _unmeasured(facts: CardFacts) -> Iterator[str]:
     if facts.scores is None:
         yield "- How it compares with plain baselines was not measured for these weights."
     last = facts.options.get("train", {}).get("max_steps")

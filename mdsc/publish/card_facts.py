@@ -37,7 +37,8 @@ class CardFacts:
     step: int | None
     config: dict[str, Any]
     """config.json"""
-    tokenizer: str
+    tokenizer: str | None
+    """None for a Gaussian head."""
     options: dict[str, Any]
     """training.yaml; empty where it is not there."""
     num_weights: int
@@ -67,7 +68,7 @@ def card_facts(snapshot: Snapshot, run: Path) -> CardFacts:
     return CardFacts(
         step=snapshot.step,
         config=_json(folder / "config.json"),
-        tokenizer=_json(folder / "tokenizer.json")["name"],
+        tokenizer=_json(tokenizer)["name"] if (tokenizer := folder / "tokenizer.json").is_file() else None,
         options=options,
         num_weights=_num_weights(folder / WEIGHTS),
         data=data,
@@ -157,7 +158,7 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
 
 def _validation(run: Path, step: int | None) -> dict[str, Any] | None:
     try:
-        lines = [line for line in _metrics(run) if line.get("validation_nll") is not None]
+        lines = [line for line in _metrics(run) if any(name.startswith("validation_") for name in line)]
     except OSError:
         return None
     known = [line for line in lines if step is None or line["step"] <= step]

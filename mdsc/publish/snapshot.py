@@ -10,7 +10,7 @@ from mdsc.hub.download import CHECKPOINT_FILES, WEIGHTS
 
 CARD = "README.md"
 PICTURE = "loss.png"
-NEEDED = ("config.json", "genes.parquet", "tokenizer.json")
+NEEDED = ("config.json", "genes.parquet")
 
 
 @dataclass(frozen=True)
