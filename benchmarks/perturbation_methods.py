@@ -60,6 +60,8 @@ def gaussian(fold: Fold, shards: Path, run: Path, seed: int, more: list[str]) ->
     flags = ["--config", str(ROOT / "configs" / "adamson_pca.yaml"), *_common(fold, shards, run, seed)]
     flags += [] if fold.context is None else ["--gaussian.context-columns", fold.context]
     flags += [] if fold.batch is None else ["--gaussian.batch-column", fold.batch]
+    training_cells = int((fold.cells.obs["split"] == "train").sum())
+    flags += ["--gaussian.pca-size", str(min(50, training_cells // 25))]
     return train(parse(TrainConfig, [*flags, *more]))
 
 
@@ -70,16 +72,14 @@ def masked(fold: Fold, shards: Path, run: Path, seed: int, more: list[str]) -> C
     columns = [name for name in (COLUMN, fold.context, fold.batch) if name is not None]
     flags = ["--config", str(ROOT / "configs" / "adamson_masked.yaml"), *_common(fold, shards, run, seed)]
     flags += ["--data.condition-columns", *columns]
-    flags += ["--data.condition-features"] if fold.features is None else []
     return train(parse(TrainConfig, [*flags, *more]))
 
 
 def _common(fold: Fold, shards: Path, run: Path, seed: int) -> list[str]:
     flags = ["--data.dir", str(shards), "--output-dir", str(run), "--seed", str(seed)]
     flags += ["--train.validate-every", "1000000", "--train.save-every", "1000000"]
-    if fold.features is not None:
-        flags += ["--data.condition-features", f"{COLUMN}={shards.parent / 'features.parquet'}"]
-    return flags
+    features = [] if fold.features is None else [f"{COLUMN}={shards.parent / 'features.parquet'}"]
+    return [*flags, "--data.condition-features", *features]
 
 
 def predicted(name: str, fold: Fold, task: PerturbTask, checkpoint: Checkpoint, seed: int, **options) -> Prediction:

@@ -247,6 +247,9 @@ class GaussianConfig:
     matching: Literal["batch", "random", "ot"] = "batch"
     """Which unperturbed cell a perturbed one is told of: one of its batch, any of its context, or the one that optimal
     transport gives it (needs POT: pip install "mdsc[perturbation]")."""
+    vector_condition: bool = True
+    """Whether the network is told the gene embedding; if not, that enters by the ridge regression alone, and of few
+    training perturbations the network cannot learn each by heart."""
     pooled_condition: bool = True
     """Whether the network is told the mean of all unperturbed cells of the batch and context; it is what cells are
     centred at in any case."""

@@ -59,6 +59,7 @@ def build_head(
             start=options.start,
             several_contexts=len(contexts) > 1,
             num_units=len(units),
+            vector_condition=options.vector_condition,
             pooled_condition=options.pooled_condition,
             cell_condition=options.cell_condition,
             denoiser=options.denoiser,

@@ -37,6 +37,7 @@ class GaussianHeadConfig(PreTrainedConfig):
     """Whether the ridge regression reads the context's unperturbed cells too."""
     num_units: int = 0
     """Perturbations in contexts that it was fitted to."""
+    vector_condition: bool = True
     pooled_condition: bool = True
     cell_condition: bool = True
     denoiser: str = "adaln"
@@ -66,7 +67,8 @@ class GaussianHeadConfig(PreTrainedConfig):
     @property
     def condition_size(self) -> int:
         """is told, is perturbed, gene vector, pooled unperturbed cells, and one of them."""
-        return 2 + self.vector_size + self.latent_size * (self.pooled_condition + self.cell_condition)
+        latents = self.latent_size * (self.pooled_condition + self.cell_condition)
+        return 2 + self.vector_size * self.vector_condition + latents
 
     @property
     def ridge_size(self) -> int:

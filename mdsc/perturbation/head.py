@@ -107,7 +107,8 @@ class GaussianHead(PreTrainedModel):
         """What the denoiser is told. vectors: NaN counts as 0, as where a cell is not perturbed or told of it."""
         told = torch.ones_like(is_perturbed) if is_told is None else is_told
         known = (told & is_perturbed)[:, None]
-        parts = [told[:, None].float(), known.float(), torch.where(known, vectors.nan_to_num(nan=0.0), 0.0)]
+        parts = [told[:, None].float(), known.float()]
+        parts += [torch.where(known, vectors.nan_to_num(nan=0.0), 0.0)] if self.config.vector_condition else []
         parts += [pooled] if self.config.pooled_condition else []
         parts += [cells - pooled] if self.config.cell_condition else []
         return torch.cat(parts, dim=1)
