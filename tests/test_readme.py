@@ -26,8 +26,8 @@ SHORTENED = {
 }
 # Files that the commands write or that a user brings, and so are not in the repository.
 NOT_OURS = re.compile(
-    r"(runs|shards|data/demo|\.venv)/|^(scores\.json|report\.(png|html)|\w+\.h5ad)$|^config\.json$|^shared/"
-    r"|_features\.parquet$"
+    r"(runs|shards|adamson|data/demo|\.venv)/|^(scores\.json|report\.(png|html)|\w+\.h5ad)$|^config\.json$|^shared/"
+    r"|(^|_)(features|embeddings)\.parquet$|^task\.json$|^test_genes\.txt$"
     r"|^train-\d+-of-|_metadata\.parquet$"  # Tahoe's
 )
 ACCELERATE = {
@@ -134,6 +134,10 @@ def help_text() -> str:
             "push",
             "likelihood",
             "embed",
+            "prepare perturbation",
+            "prepare gene-embeddings",
+            "prepare simulate-perturbations",
+            "evaluate perturb",
         ):
             main([*command.split(), "--help"])
     benchmarks = [
@@ -158,6 +162,8 @@ def help_text() -> str:
             "sampling.py",
             "likelihood.py",
             "embedding.py",
+            "gaussian_samplers.py",
+            "perturbation.py",
         )
     ]
     return text.getvalue() + "".join(benchmarks)
