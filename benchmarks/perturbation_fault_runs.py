@@ -26,7 +26,7 @@ from mdsc.perturbation.perturbed_cells import read_perturbed
 from mdsc.prep.perturbation_task import perturbation_task
 from mdsc.prep.perturbation_truth import PerturbationSimulation, random_embeddings
 from mdsc.prep.simulated_perturbations import simulate_perturbations
-from mdsc.sampling.predicted_cells import chosen_rows, seed_of
+from mdsc.sampling.predicted_cells import chosen_rows
 
 PARENT, OURS = "adamson_parent", "adamson_pca"
 """In configs/."""
@@ -74,7 +74,8 @@ def scored(
     """Scores of all ways and baselines, seconds, and the figures of faults that need these cells."""
     seed = simulation.seed
     fold, oracle = simulated(simulation, cells_each)
-    runs = {name: trained(name, fold, folder, seed, more) for name in (PARENT, OURS)}
+    steps = ["--gaussian.num-steps", str(long_steps)]
+    runs = {name: trained(name, fold, folder, seed, more + flags) for name, flags in {PARENT: steps, OURS: []}.items()}
     task, predictions, seconds = fold.task(), [oracle], {}
     for way, (name, changes) in ways(long_steps).items():
         checkpoint = runs[name][0]
@@ -114,33 +115,23 @@ def _predicted(name: str, fold: Fold, task: PerturbTask, checkpoint: Checkpoint,
 
 
 def walks(
-    simulation: PerturbationSimulation,
-    folder: Path,
-    *,
-    chosen: list[tuple[str, int]],
-    seeds: tuple[int, ...],
-    cells_each: int,
+    simulation: PerturbationSimulation, folder: Path, *, chosen: list[tuple[str, int]], seed: int, cells_each: int
 ) -> dict:
-    """Of the head that `scored` trained by our config: sampler and steps -> scores for each seed, and seconds.
+    """Of the head that `scored` trained by our config: sampler and steps -> scores, and seconds of drawing alone.
 
-    Seconds are those of drawing alone. Each seed has control cells and noise of its own, the same for all samplers.
+    The seed is of control cells and noise, the same for all samplers.
     """
     checkpoint = load_checkpoint(folder / OURS)
     fold, _ = simulated(simulation, 2)
     task, draw = fold.task(), _Draw(checkpoint, folder)
-    found: dict = {f"{sampler} {steps}": {"seconds": [], "scores": []} for sampler, steps in chosen}
-    for seed in seeds:
-        predictions = []
-        for sampler, steps in chosen:
-            name = f"{sampler} {steps}"
-            cells, seconds = draw(task, DrawOptions(sampler=sampler, num_steps=steps), seed, cells_each)
-            predictions.append(Prediction(name, cells))
-            found[name]["seconds"].append(seconds)
-            print(f"  {name}, seed {seed}: {seconds:.1f} s", flush=True)
-        scores = to_json(score(task, predictions, (), seed=0, num_bootstrap=0))
-        for name, values in scores["values"].items():
-            found.setdefault(name, {"seconds": [], "scores": []})["scores"].append(values)
-    return {"walks": found, "units": scores["units"]}
+    predictions, seconds = [], {}
+    for sampler, steps in chosen:
+        name = f"{sampler} {steps}"
+        cells, seconds[name] = draw(task, DrawOptions(sampler=sampler, num_steps=steps), seed, cells_each)
+        predictions.append(Prediction(name, cells))
+        print(f"  {name}, seed {seed}: {seconds[name]:.1f} s", flush=True)
+    scores = to_json(score(task, predictions, (), seed=0, num_bootstrap=0))
+    return {"seconds": seconds, "values": scores["values"], "units": scores["units"]}
 
 
 class _Draw:
@@ -155,22 +146,21 @@ class _Draw:
 
     @torch.no_grad()
     def __call__(self, task: PerturbTask, options: DrawOptions, seed: int, number: int) -> tuple[dict, float]:
-        head, rows = self.head, chosen_rows(len(self.controls), number, seed)
+        """All units in one go: as many cells as there are at once would else be few."""
+        head, names = self.head, [unit.perturbation for unit in task.units]
+        rows = np.tile(chosen_rows(len(self.controls), number, seed), len(names))
         place = {symbol: column for column, symbol in enumerate(self.symbols)}
         columns = [place[gene] for gene in task.genes]
         pooled, unperturbed = self.panel.pooled_of("", self.controls.batch[rows])
         residual = head.left_out(self.panel.expression(rows)) - head.left_out(unperturbed)
         told = torch.ones(len(rows), dtype=torch.bool)
-        cells, seconds = {}, 0.0
-        for unit in task.units:
-            vectors = head.vectors_of((unit.perturbation,)).expand(len(rows), -1)
-            centre = unperturbed + head.shift(vectors, told, pooled)
-            around = head.basis.to_latent(centre)
-            start = time.perf_counter()
-            drawn = draw_latents(
-                head, vectors, told, pooled, self.panel.latents(rows), around,
-                options=options, seed=seed_of(seed, unit.perturbation), keys=torch.arange(len(rows)),
-            )  # fmt: skip
-            seconds += time.perf_counter() - start
-            cells[unit] = head.to_genes(drawn, head.left_out(centre) + residual).numpy()[:, columns]
-        return cells, seconds
+        vectors = head.vectors_of(tuple(names)).repeat_interleave(number, dim=0)
+        centre = unperturbed + head.shift(vectors, told, pooled)
+        cells, around = self.panel.latents(rows), head.basis.to_latent(centre)
+        start = time.perf_counter()
+        drawn = draw_latents(
+            head, vectors, told, pooled, cells, around, options=options, seed=seed, keys=torch.arange(len(rows))
+        )
+        seconds = time.perf_counter() - start
+        expression = head.to_genes(drawn, head.left_out(centre) + residual).numpy()[:, columns]
+        return dict(zip(task.units, np.split(expression, len(names)), strict=True)), seconds

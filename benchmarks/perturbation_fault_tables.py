@@ -110,12 +110,12 @@ def _axes(runs: list[dict]) -> ResultTable:
     )
 
 
-def _walks(found: dict, reference: str) -> ResultTable:
-    scores = _averaged(found)
-    seconds = {name: statistics.fmean(one["seconds"]) for name, one in found["walks"].items() if one["seconds"]}
+def _walks(drawn: list[dict], reference: str) -> ResultTable:
+    scores = _averaged(drawn)
+    seconds = {name: statistics.fmean(one["seconds"][name] for one in drawn) for name in scores.models}
     rows = []
     for name in scores.models:
-        of_seeds = {metric: [_mean(one[metric]) for one in found["walks"][name]["scores"]] for metric in METRICS}
+        of_seeds = {metric: [_mean(one["values"][name][metric]) for one in drawn] for metric in METRICS}
         rows.append(
             [
                 name,
@@ -130,27 +130,29 @@ def _walks(found: dict, reference: str) -> ResultTable:
         "sampler, steps", "PearsonDelta", "-pert", "E-distance", f"PearsonDelta less {reference}'s",
         "E-distance less", "s", "times faster",
     ]  # fmt: skip
-    rows.sort(key=lambda row: row[0] != DEFAULT)  # the default first
     return ResultTable(
         "Steps against quality",
         columns,
         rows,
         f"Our head of the first simulation, {len(scores.units)} test perturbations, mean ± standard deviation over "
-        f"{len(found['walks'][reference]['scores'])} seeds of control cells and noise. Differences: mean over seeds "
-        "and perturbations, with a 95% interval of paired bootstrap over perturbations. s: of drawing alone, all of "
-        f"these cells. {DEFAULT} is the default. heun_edm looks twice a step, but for the last.",
+        f"{len(drawn)} seeds of control cells and noise. Differences: mean over seeds and perturbations, with a 95% "
+        "interval of paired bootstrap over perturbations. s: of drawing alone, all of these cells. "
+        f"{DEFAULT} is the default. heun_edm looks twice a step, but for the last.",
     )
 
 
-def _averaged(found: dict) -> PerturbScores:
+def _averaged(drawn: list[dict]) -> PerturbScores:
     """Each unit's value is the mean over the seeds of sampling."""
+    names = list(drawn[0]["seconds"])
     values = {
-        name: {metric: np.mean([np.array(seed[metric], float) for seed in one["scores"]], axis=0) for metric in METRICS}
-        for name, one in found["walks"].items()
-        if one["seconds"]
+        name: {
+            metric: np.mean([np.array(one["values"][name][metric], float) for one in drawn], axis=0)
+            for metric in METRICS
+        }
+        for name in names
     }
-    units = tuple(Unit(*pair) for pair in found["units"])
-    return PerturbScores(units, values, tuple(values), {}, num_bootstrap=NUM_BOOTSTRAP)
+    units = tuple(Unit(*pair) for pair in drawn[0]["units"])
+    return PerturbScores(units, values, tuple(names), {}, num_bootstrap=NUM_BOOTSTRAP)
 
 
 def _difference(scores: PerturbScores, name: str, reference: str, metric: str) -> str:

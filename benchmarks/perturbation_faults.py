@@ -50,6 +50,8 @@ class FaultsConfig:
     """Latents."""
     cells_each: int = 64
     """Cells that are drawn of each test perturbation."""
+    walk_cells: int = 20
+    """Of those that are drawn by each sampler."""
     num_steps: tuple[int, ...] = (5, 10, 20, 25, 50)
     """Steps of each sampler."""
     long_steps: int = 1000
@@ -71,7 +73,7 @@ class FaultsConfig:
             return self
         return replace(
             self, seeds=self.seeds[:1], num_cells=600, num_genes=60, num_perturbations=16, max_steps=4, pca_size=8,
-            cells_each=8, num_steps=(3,), long_steps=6, sampling_seeds=self.sampling_seeds[:2],
+            cells_each=8, walk_cells=4, num_steps=(3,), long_steps=6, sampling_seeds=self.sampling_seeds[:2],
         )  # fmt: skip
 
 
@@ -91,23 +93,26 @@ def main(argv: Sequence[str]) -> None:
 
 def measure(options: FaultsConfig) -> dict:
     more = ["--train.max-steps", str(options.max_steps), "--gaussian.pca-size", str(options.pca_size)]
-    runs, common = [], {"cells_each": options.cells_each}
+    runs = []
     for seed in options.seeds:
         simulation = _simulation(options, seed)
-        given = {"more": more, "long_steps": options.long_steps, **common}
+        given = {"more": more, "long_steps": options.long_steps, "cells_each": options.cells_each}
         runs.append(_done(options, f"scored-{seed}", scored, simulation, options.work_dir / f"{seed}", **given))
     chosen = [("ddpm", options.long_steps)]
     chosen += [(sampler, steps) for sampler in SAMPLERS for steps in options.num_steps]
     first = options.seeds[0]
-    of_walks = _done(
-        options, "walks", walks, _simulation(options, first), options.work_dir / f"{first}",
-        keeps_folder=True, chosen=chosen, seeds=options.sampling_seeds, trained_by=more, **common,
-    )  # fmt: skip
+    drawn = [
+        _done(
+            options, f"walks-{seed}", walks, _simulation(options, first), options.work_dir / f"{first}",
+            keeps_folder=True, trained_by=more, chosen=chosen, seed=seed, cells_each=options.walk_cells,
+        )
+        for seed in options.sampling_seeds
+    ]  # fmt: skip
     sizes = (16, 32, 64, 128, 256)
     return {
-        "options": {"sampling_seeds": options.sampling_seeds, **asdict(_simulation(options, first))},
+        "simulation": asdict(_simulation(options, first)),
         "runs": runs,
-        "walks": of_walks,
+        "walks": drawn,
         "permuted noise": {size: permuted_noise(NUM_SETS, size, options.pca_size, seed=0) for size in sizes},
         "floors": {size: set_loss_floors(NUM_SETS, size, options.pca_size, seed=0) for size in sizes},
     }

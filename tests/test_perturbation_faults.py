@@ -67,7 +67,7 @@ def mean_distance(d: int) -> float:
     return 2 * math.gamma((d + 1) / 2) / math.gamma(d / 2)
 
 
-def errors_of(head: GaussianHead, cells: PerturbedCells, draws: int = 60) -> dict[str, float]:
+def errors_of(head: GaussianHead, cells: PerturbedCells, draws: int = 20) -> dict[str, float]:
     return noise_errors(head, cells, cells, draws=draws, most_cells=len(cells), seed=0)
 
 
@@ -80,7 +80,7 @@ def latents_of(head: GaussianHead, cells: PerturbedCells) -> dict[str, torch.Ten
 
 def test_a_network_that_says_nothing_has_an_error_of_1_whatever_it_is_told(parent):
     found = errors_of(*parent)
-    assert found[OWN] == found[OTHER] == found[NONE] == pytest.approx(1, abs=0.02)
+    assert found[OWN] == found[OTHER] == found[NONE] == pytest.approx(1, abs=0.03)
     assert found["floor, perturbation known"] < found["floor"] < 0.5
 
 
@@ -95,8 +95,8 @@ def test_who_knows_no_condition_is_left_with_the_floor(parent, monkeypatch: pyte
         return sigma * (x - alpha * mean) / (alpha.square() * variance + sigma.square())
 
     monkeypatch.setattr(head.denoiser, "forward", best)
-    found = errors_of(head, cells, draws=150)
-    assert found[OWN] == found[OTHER] == found[NONE] == pytest.approx(found["floor"], rel=0.03)
+    found = errors_of(head, cells, draws=40)
+    assert found[OWN] == found[OTHER] == found[NONE] == pytest.approx(found["floor"], rel=0.04)
 
 
 def test_who_knows_the_perturbation_is_wrong_when_told_another(parent, monkeypatch: pytest.MonkeyPatch):
@@ -113,7 +113,7 @@ def test_who_knows_the_perturbation_is_wrong_when_told_another(parent, monkeypat
         return (x - alpha * mean) / sigma
 
     monkeypatch.setattr(head.denoiser, "forward", guess)
-    found = errors_of(head, cells, draws=20)
+    found = errors_of(head, cells, draws=10)
     assert found[OWN] < 0.9 * found[OTHER]
 
 
@@ -156,7 +156,13 @@ def test_all_of_it_runs_and_is_done_once(tmp_path: Path, capsys):
     assert ours | {"perturbed_mean", "ridge", "nearest_cells", "split_half"} <= values.keys()
     assert values["ours"] != values["ours, PCA per split"]
     assert np.mean(values["parent"]["e_distance"]) > np.mean(values["split_half"]["e_distance"])
-    assert {name.split()[0] for name in found["walks"]["walks"]} >= {"ddpm", "ddim", "dpm++", "unipc", "flow_euler"}
+    assert {name.split()[0] for name in found["walks"][0]["seconds"]} >= {
+        "ddpm",
+        "ddim",
+        "dpm++",
+        "unipc",
+        "flow_euler",
+    }
     text = (tmp_path / "faults.md").read_text()
     assert text.count("\n## ") == 6
     assert "| ours, PCA per split |" in text

@@ -190,7 +190,9 @@ class _ControlLatents(LatentCells):
     @torch.no_grad()
     def residuals(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows genes"]:
         """What the head's PCA leaves out of cells."""
-        return torch.cat([self.head.left_out(self.expression(part)) for part in np.array_split(rows, -(-len(rows) // 1024))])
+        return torch.cat(
+            [self.head.left_out(self.expression(part)) for part in np.array_split(rows, -(-len(rows) // 1024))]
+        )
 
 
 def _told(controls: CellCounts, columns: Sequence[str], say: Callable[[str], None]) -> np.ndarray:
