@@ -17,6 +17,7 @@ from mdsc.cli import main
 from mdsc.data.level_features import read_features
 from mdsc.data.shards import ShardFolder
 from mdsc.errors import UserError
+from mdsc.perturbation import generation
 from mdsc.perturbation.building import build_head, training_units
 from mdsc.perturbation.head import GaussianHead
 from mdsc.perturbation.paired_batches import LatentCells, PairedBatches
@@ -211,3 +212,23 @@ def test_perturbations_without_an_embedding_and_with_few_cells_are_left_out_and_
     assert [unit.perturbation for unit in training_units(cells, head)] == ["G0", "G3", "G4", "G5"]
     assert any("too small" in line and "G1" in line for line in said)
     assert any("no embedding" in line and "G2" in line for line in said)
+
+
+def test_ddpm_draws_independent_cells_however_many_are_drawn_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    _, parts = prepared(folder)
+    monkeypatch.setattr(generation, "CELLS_AT_ONCE", 16)
+    number, size = 32, parts.model.config.latent_size
+    nothing = torch.zeros(number, size)
+    drawn = generation.draw_latents(
+        parts.model,
+        torch.zeros(number, parts.model.config.vector_size),
+        torch.zeros(number, dtype=torch.bool),
+        nothing,
+        nothing,
+        nothing,
+        options=generation.DrawOptions(sampler="ddpm", num_steps=50),
+        seed=0,
+        keys=torch.arange(number),
+    )
+    first, second = drawn.split(16)
+    assert abs(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].item()) < 0.35

@@ -45,6 +45,8 @@ def draw_latents(
     """
     size = head.config.set_size if head.config.denoiser == "set" else 1
     at_once = max(CELLS_AT_ONCE // size, 1) * size
+    # One for all parts: of as many made alike, each would have the same noise, and ddpm's cells be copies.
+    generator = torch.Generator(device=head.device).manual_seed(seed)
     parts = []
     for first in range(0, len(keys), at_once):
         rows = torch.arange(first, min(first + at_once, len(keys)))
@@ -54,6 +56,7 @@ def draw_latents(
             *(tensor[filled.to(tensor.device)].to(head.device) for tensor in (vectors, is_perturbed, pooled, cells)),
             options=options,
             seed=seed,
+            generator=generator,
             keys=keys[filled.to(keys.device)].to(head.device),
             group_size=size,
         )
@@ -61,7 +64,7 @@ def draw_latents(
     return torch.cat(parts)
 
 
-def _draw(head, vectors, is_perturbed, pooled, cells, *, options, seed, keys, group_size) -> Tensor:
+def _draw(head, vectors, is_perturbed, pooled, cells, *, options, seed, generator, keys, group_size) -> Tensor:
     told = head.condition(vectors, is_perturbed, pooled, cells)
     untold = head.condition(vectors, is_perturbed, pooled, cells, torch.zeros_like(is_perturbed))
 
@@ -82,7 +85,6 @@ def _draw(head, vectors, is_perturbed, pooled, cells, *, options, seed, keys, gr
         Stream.NOISE, seed, (keys // 2)[:, None], torch.arange(head.config.latent_size, device=keys.device)
     )
     noise = torch.where((keys % 2 == 0)[:, None], noise, -noise)
-    generator = torch.Generator(device=head.device).manual_seed(seed)
     return draw(
         denoise,
         noise,

@@ -36,6 +36,12 @@ def prepare_gaussian(
                 "warning: --gaussian.pca-fit per_split is the parents' way: cells to predict from are read along axes "
                 "of their own, which are not those of training"
             )
+        if options.target == "epsilon" and options.sampler != "ddpm":
+            # Its x0 is off by up to 157 times its own error at the noisy end; only ddpm forgets that on the way.
+            say(
+                f"warning: --gaussian.sampler {options.sampler} keeps the errors of a network that learnt the noise "
+                "(--gaussian.target epsilon): --gaussian.sampler ddpm --gaussian.num-steps 1000 does not"
+            )
         set_seed(config.seed)
         head = build_head(options, cells, _features(config), seed=config.seed, say=say)
     latent_cells = LatentCells(cells, head)
