@@ -4,8 +4,8 @@
 
 Papalexi et al. 2021 (25 knocked-out genes, a fifth held out in each of five folds), the pilot of Adamson et al. 2016
 (five genes, one held out at a time) and Kang et al. 2018 (interferon, one cell type's stimulated cells held out at a
-time), where shared/data has them. What is done already stays in --work-dir, so that this can be stopped and started
-again.
+time), where shared/data has them; and simulated cells of 86 perturbations. What is done already stays in --work-dir, so
+that this can be stopped and started again.
 """
 
 import json
@@ -38,7 +38,7 @@ the metrics are those of `evaluate.py perturb`. The settings of the heads are th
 
 @dataclass(frozen=True, kw_only=True)
 class PerturbationConfig:
-    only: tuple[Literal["papalexi", "adamson", "kang"], ...] = tuple(TASKS)
+    only: tuple[Literal["papalexi", "adamson", "kang", "simulated"], ...] = tuple(TASKS)
     """Data sets."""
     heads: tuple[str, ...] = HEADS
     """What is trained, or how it predicts."""
@@ -119,7 +119,7 @@ def _tables(name: str, by_head: dict[str, dict[int, PerturbScores]], options: Pe
     joined = {head: _joined(seeds) for head, seeds in by_head.items()}
     rows = []
     for place, (head, scores) in enumerate(joined.items()):
-        own, *baselines = table_rows(scores)
+        own, *baselines = table_rows(scores)  # a simulation's oracle stands between these
         spread = _spread(head, by_head[head])
         rows.insert(place, [f"**{own[0]}**", *own[1:], spread])
         if place == 0:

@@ -25,6 +25,7 @@ EDITED = 0.9
 """Share of a control cell's genes that the masked model draws anew at once; it takes two passes for all of them."""
 GAUSSIAN, GENERATED, EDITING = "gaussian", "masked, generated", "masked, edited"
 HEADS = (GAUSSIAN, GENERATED, EDITING)
+ORACLE = "Bayes-optimal"
 
 
 def scored(fold: Fold, folder: Path, seed: int, head: str, flags: list[str]) -> dict:
@@ -36,7 +37,10 @@ def scored(fold: Fold, folder: Path, seed: int, head: str, flags: list[str]) -> 
     else:
         checkpoint = masked(fold, shards, folder / f"masked-{seed}", seed, flags)
         options = {} if head == GENERATED else {"edit_fraction": EDITED}
-    return to_json(score(task, [predicted(head, fold, task, checkpoint, seed, **options)], num_bootstrap=0))
+    predictions = [predicted(head, fold, task, checkpoint, seed, **options)]
+    if fold.oracle is not None:
+        predictions.append(Prediction.of_anndata(fold.oracle, task, "counts", name=ORACLE))
+    return to_json(score(task, predictions, num_bootstrap=0))
 
 
 def prepared(fold: Fold, folder: Path) -> Path:
