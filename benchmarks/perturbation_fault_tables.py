@@ -43,9 +43,9 @@ def _methods(runs: list[dict]) -> ResultTable:
         ["method", *METRICS.values(), "s"],
         rows,
         f"Mean over {settings['test_perturbations']} test perturbations; {spread}. By the harness of "
-        "`mdsc evaluate perturb`, in gene space. oracle: who knows all that an embedding can tell; split_half: real cells against other real cells. -pert of "
-        "what is the same for all perturbations is not defined (-). s: of drawing, all test perturbations. Training: "
-        f"{training}.",
+        "`mdsc evaluate perturb`, in gene space. oracle: who knows all that an embedding can tell; split_half: real "
+        "cells against other real cells. -pert of what is the same for all perturbations is not defined (-). s: of "
+        f"drawing, all test perturbations. Training: {training}.",
     )
 
 
