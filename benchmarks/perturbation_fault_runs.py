@@ -32,6 +32,7 @@ PARENT, OURS = "adamson_parent", "adamson_pca"
 """In configs/."""
 BASELINES = ("control_mean", "perturbed_mean", "ridge", "nearest_cells")
 ORACLE = "oracle"
+PAIRS = ", opposite pairs"
 
 
 def simulated(simulation: PerturbationSimulation, cells_each: int) -> tuple[Fold, Prediction]:
@@ -115,19 +116,22 @@ def _predicted(name: str, fold: Fold, task: PerturbTask, checkpoint: Checkpoint,
 
 
 def walks(
-    simulation: PerturbationSimulation, folder: Path, *, chosen: list[tuple[str, int]], seed: int, cells_each: int
+    simulation: PerturbationSimulation, folder: Path, *, chosen: list[tuple[str, int, bool]], seed: int, cells_each: int
 ) -> dict:
     """Of the head that `scored` trained by our config: sampler and steps -> scores, and seconds of drawing alone.
 
-    The seed is of control cells and noise, the same for all samplers.
+    The seed is of control cells and noise, the same for all samplers. chosen: sampler, steps, and whether cells are in
+    pairs of opposite noise, as `sample.py` draws them. Such a pair is further apart than two cells of the law, which
+    lowers an E-distance of few cells; ddpm forgets it. So samplers are compared without.
     """
     checkpoint = load_checkpoint(folder / OURS)
     fold, _ = simulated(simulation, 2)
     task, draw = fold.task(), _Draw(checkpoint, folder)
     predictions, seconds = [], {}
-    for sampler, steps in chosen:
-        name = f"{sampler} {steps}"
-        cells, seconds[name] = draw(task, DrawOptions(sampler=sampler, num_steps=steps), seed, cells_each)
+    for sampler, steps, in_pairs in chosen:
+        name = f"{sampler} {steps}" + (PAIRS if in_pairs else "")
+        options = DrawOptions(sampler=sampler, num_steps=steps)
+        cells, seconds[name] = draw(task, options, seed, cells_each, in_pairs)
         predictions.append(Prediction(name, cells))
         print(f"  {name}, seed {seed}: {seconds[name]:.1f} s", flush=True)
     scores = to_json(score(task, predictions, (), seed=0, num_bootstrap=0))
@@ -145,7 +149,9 @@ class _Draw:
         self.panel = LatentCells(self.controls, self.head)
 
     @torch.no_grad()
-    def __call__(self, task: PerturbTask, options: DrawOptions, seed: int, number: int) -> tuple[dict, float]:
+    def __call__(
+        self, task: PerturbTask, options: DrawOptions, seed: int, number: int, in_pairs: bool
+    ) -> tuple[dict, float]:
         """All units in one go: as many cells as there are at once would else be few."""
         head, names = self.head, [unit.perturbation for unit in task.units]
         rows = np.tile(chosen_rows(len(self.controls), number, seed), len(names))
@@ -157,10 +163,9 @@ class _Draw:
         vectors = head.vectors_of(tuple(names)).repeat_interleave(number, dim=0)
         centre = unperturbed + head.shift(vectors, told, pooled)
         cells, around = self.panel.latents(rows), head.basis.to_latent(centre)
+        keys = torch.arange(len(rows)) * (1 if in_pairs else 2)
         start = time.perf_counter()
-        drawn = draw_latents(
-            head, vectors, told, pooled, cells, around, options=options, seed=seed, keys=torch.arange(len(rows))
-        )
+        drawn = draw_latents(head, vectors, told, pooled, cells, around, options=options, seed=seed, keys=keys)
         seconds = time.perf_counter() - start
         expression = head.to_genes(drawn, head.left_out(centre) + residual).numpy()[:, columns]
         return dict(zip(task.units, np.split(expression, len(names)), strict=True)), seconds

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from perturbation_fault_figures import NONE, OTHER, OWN, SET_LOSSES
+from perturbation_methods import of_json
 from result_tables import ResultTable, mean_and_sd
 
 from mdsc.evaluation.perturb_estimates import PerturbScores
@@ -26,25 +27,35 @@ def _methods(runs: list[dict]) -> ResultTable:
     first = runs[0]["scores"]
     rows = []
     for method in first["values"]:
-        values = [run["scores"]["values"][method] for run in runs]
         seconds = [run["seconds"][method] for run in runs if method in run["seconds"]]
-        cells = [mean_and_sd([_mean(value[metric]) for value in values]) for metric in METRICS]
+        cells = [_over_runs(runs, method, metric) for metric in METRICS]
         rows.append([method, *cells, f"{statistics.fmean(seconds):.1f}" if seconds else "-"])
     training = ", ".join(
         f"{name} {statistics.fmean(run['training seconds'][name] for run in runs):.0f} s"
         for name in runs[0]["training seconds"]
     )
     settings = first["settings"]
+    spread = f"± standard deviation over {len(runs)} simulations, each with a training of its own"
+    if len(runs) == 1:
+        spread = "one simulation, with a 95% interval of bootstrap over perturbations"
     return ResultTable(
         "The parent's way and ours, on perturbations that no training cell had",
         ["method", *METRICS.values(), "s"],
         rows,
-        f"Mean over {settings['test_perturbations']} test perturbations; ± standard deviation over {len(runs)} "
-        "simulations, each with a training of its own. By the harness of `mdsc evaluate perturb`, in gene space. "
-        "oracle: who knows all that an embedding can tell; split_half: real cells against other real cells. -pert of "
-        "what is the same for all perturbations is not defined (-). s: of drawing, all test perturbations. Training: "
-        f"{training}.",
+        f"Mean over {settings['test_perturbations']} test perturbations; {spread}. By the harness of "
+        "`mdsc evaluate perturb`, in gene space. oracle: who knows all that an embedding can tell; split_half: real "
+        "cells against other real cells. -pert of what is the same for all perturbations is not defined (-). s: of "
+        f"drawing, all test perturbations. Training: {training}.",
     )
+
+
+def _over_runs(runs: list[dict], method: str, metric: str) -> str:
+    if len(runs) > 1:
+        return mean_and_sd([_mean(run["scores"]["values"][method][metric]) for run in runs])
+    found = of_json(runs[0]["scores"], NUM_BOOTSTRAP).estimate(method, metric)
+    if found is None:
+        return "-"
+    return f"{found.mean:.4f}" + ("" if found.interval is None else " ({:.4f} to {:.4f})".format(*found.interval))
 
 
 def _noise(runs: list[dict]) -> ResultTable:
@@ -137,6 +148,7 @@ def _walks(drawn: list[dict], reference: str) -> ResultTable:
         f"Our head of the first simulation, {len(scores.units)} test perturbations, mean ± standard deviation over "
         f"{len(drawn)} seeds of control cells and noise. Differences: mean over seeds and perturbations, with a 95% "
         "interval of paired bootstrap over perturbations. s: of drawing alone, all of these cells. "
+        "opposite pairs: of noise, as `sample.py` has them, which makes an E-distance of few cells too small. "
         f"{DEFAULT} is the default. heun_edm looks twice a step, but for the last.",
     )
 

@@ -23,7 +23,7 @@ from result_tables import write_markdown
 
 from mdsc.atomic import replacing
 from mdsc.cli import exit_with
-from mdsc.perturbation.samplers import SAMPLERS
+from mdsc.perturbation.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
 from mdsc.prep.perturbation_truth import PerturbationSimulation
 
 NUM_SETS = 64
@@ -98,8 +98,9 @@ def measure(options: FaultsConfig) -> dict:
         simulation = _simulation(options, seed)
         given = {"more": more, "long_steps": options.long_steps, "cells_each": options.cells_each}
         runs.append(_done(options, f"scored-{seed}", scored, simulation, options.work_dir / f"{seed}", **given))
-    chosen = [("ddpm", options.long_steps)]
-    chosen += [(sampler, steps) for sampler in SAMPLERS for steps in options.num_steps]
+    default = (DEFAULT_SAMPLER, DEFAULT_STEPS, True)
+    chosen = [("ddpm", options.long_steps, False), default]
+    chosen += [(sampler, steps, False) for sampler in SAMPLERS for steps in options.num_steps]
     first = options.seeds[0]
     drawn = [
         _done(

@@ -234,7 +234,7 @@ class GaussianConfig:
     vector_dropout: float = 0.1
     """Share of the numbers of a gene embedding that a training cell does not see."""
     target: Literal["flow", "v", "edm", "epsilon"] = "v"
-    """What the network is asked for: x0 - noise along straight paths, v, EDM's preconditioned x0, or the noise."""
+    """What the network is asked for: noise - x0 along straight paths, v, EDM's preconditioned x0, or the noise."""
     noise: Literal["auto", "linear", "cosine", "flow", "edm"] = "auto"
     """Noise levels of training; auto: flow for flow, cosine for v, edm for edm, linear (DDPM) for epsilon."""
     set_loss: Literal["none", "mmd", "energy", "noise_mmd"] = "none"

@@ -114,13 +114,13 @@ class GaussianHead(PreTrainedModel):
         return torch.cat(parts, dim=1)
 
     def shift(
-        self, vectors: Float[Tensor, "batch d"], is_perturbed: Bool[Tensor, " batch"], pooled: Float[Tensor, "batch k"]
+        self, vectors: Float[Tensor, "batch d"], is_perturbed: Bool[Tensor, " batch"], context: Float[Tensor, "batch k"]
     ) -> Float[Tensor, "batch genes"]:
         """Change of log expression that the ridge regression expects; 0 for controls, and where the vector is NaN.
 
-        pooled: latents.
+        context: latents of the mean of its unperturbed cells, of all batches.
         """
-        read = torch.cat([vectors, pooled], dim=1) if self.config.several_contexts else vectors
+        read = torch.cat([vectors, context], dim=1) if self.config.several_contexts else vectors
         return torch.where(is_perturbed[:, None], self.ridge(read), 0.0)
 
     def left_out(self, centre: Float[Tensor, "batch genes"]) -> Float[Tensor, "batch genes"]:

@@ -1,4 +1,4 @@
-"""The linear baseline as the starting point: the mean shift of a perturbation in latent space, by ridge regression.
+"""The linear baseline as the starting point: the mean effect of a perturbation on each gene, by ridge regression.
 
 The diffusion head learns what is around it. Its penalty is chosen by leaving out one perturbation at a time, so where
 features tell nothing of effects, all perturbations get nearly the mean shift.

@@ -5,7 +5,7 @@
     mdsc prepare perturbation papalexi.h5ad --output-dir papalexi/ --perturbation-column perturbation_top --split folds
 
 Reads GEARS' files (obs.condition), scPerturb's (obs.perturbation), folders of GEO's 10x files, and any h5ad file by the
-columns that are named. Train with `--config configs/adamson_pca.yaml --data.path adamson/shards`.
+columns that are named. Train with `--config configs/adamson_pca.yaml --data.dir adamson/shards`.
 """
 
 import json

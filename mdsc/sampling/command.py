@@ -6,7 +6,8 @@ python sample.py --checkpoint runs/a --input cells.h5ad --mask-ratio 0 --impute-
 python sample.py --checkpoint runs/a --num-cells 500 --condition drug=DMSO_TF --guidance 2 --output generated.h5ad
 python sample.py --checkpoint runs/p --input controls.h5ad --perturbation SPI1 BHLHE40 --output predicted.h5ad
 
-Any number of cells in the same memory; a command that was interrupted goes on when it is given again.
+Any number of cells in the same memory; a command that was interrupted goes on when it is given again
+(but --perturbation, which begins anew).
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ class SampleConfig:
     input: Path | None = None
     """h5ad file with raw counts; by default the held-out cells of the run's shards."""
     output: Path | None = None
-    """h5ad file to write; by default filled.h5ad or generated.h5ad in the checkpoint folder (here, if it is of the
+    """h5ad file to write; by default filled.h5ad, generated.h5ad or predicted.h5ad in the checkpoint folder (here, if of the
     hub). One that is there is replaced at the end."""
     mask_ratio: float | None = None
     """Share of each cell's genes to hide and fill in, between 0 and 1."""

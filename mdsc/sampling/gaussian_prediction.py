@@ -59,13 +59,14 @@ def predict_gaussian(
     contexts, batches = panel.cells.context[rows], panel.cells.batch[rows]
     around = [panel.latents.pooled_of(context, batches[i : i + 1]) for i, context in enumerate(contexts.tolist())]
     pooled, unperturbed = (torch.cat(parts).to(head.device) for parts in zip(*around, strict=True))
+    whole = torch.stack([panel.latents.pooled[context, None] for context in contexts.tolist()]).to(head.device)
     own_residual = panel.latents.residuals(rows) - head.left_out(unperturbed)
     is_perturbed = torch.ones(len(rows), dtype=torch.bool, device=head.device)
 
     def portions() -> Iterator[PredictedCells]:
         for name, vector in zip(names, vectors, strict=True):
             own = vector.expand(len(rows), -1)
-            centre = unperturbed + head.shift(own, is_perturbed, pooled)
+            centre = unperturbed + head.shift(own, is_perturbed, whole)
             drawn = draw_latents(
                 head,
                 own,
