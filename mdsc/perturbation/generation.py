@@ -46,6 +46,7 @@ def draw_latents(
     size = head.config.set_size if head.config.denoiser == "set" else 1
     at_once = max(CELLS_AT_ONCE // size, 1) * size
     # One for all parts: of as many made alike, each would have the same noise, and ddpm's cells be copies.
+    generator = torch.Generator(device=head.device).manual_seed(seed)
     parts = []
     for first in range(0, len(keys), at_once):
         rows = torch.arange(first, min(first + at_once, len(keys)))

@@ -29,8 +29,8 @@ class SampleConfig:
     input: Path | None = None
     """h5ad file with raw counts; by default the held-out cells of the run's shards."""
     output: Path | None = None
-    """h5ad file to write; by default filled.h5ad, generated.h5ad or predicted.h5ad in the checkpoint folder (here, if of the
-    hub). One that is there is replaced at the end."""
+    """h5ad file to write; by default filled.h5ad, generated.h5ad or predicted.h5ad in the checkpoint folder (here, if
+    that is of the hub). One that is there is replaced at the end."""
     mask_ratio: float | None = None
     """Share of each cell's genes to hide and fill in, between 0 and 1."""
     impute_zeros: bool = False
