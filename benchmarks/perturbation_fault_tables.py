@@ -45,7 +45,8 @@ def _methods(runs: list[dict]) -> ResultTable:
         f"Mean over {settings['test_perturbations']} test perturbations; {spread}. By the harness of "
         "`mdsc evaluate perturb`, in gene space. oracle: who knows all that an embedding can tell; split_half: real "
         "cells against other real cells. -pert of what is the same for all perturbations is not defined (-). s: of "
-        f"drawing, all test perturbations. Training: {training}.",
+        f"drawing, all test perturbations. Training: {training}. All but ddpm draw cells in pairs of opposite noise, "
+        "which makes an E-distance of few cells too small: the last table has what that is worth.",
     )
 
 
