@@ -80,7 +80,8 @@ def _draw(head, vectors, is_perturbed, pooled, cells, *, options, seed, generato
             return x0(untold)
         return options.guidance * x0(told) + (1 - options.guidance) * x0(untold)
 
-    # In pairs of opposite noise: each cell has the law that it would have alone, and their mean hardly any noise.
+    # Keys 2 n and 2 n + 1 have opposite noise: each cell has the law that it would have alone, their mean little noise.
+    # Within a set of n cells that takes some share 1 / (n - 1) off its distance to others (docs/decisions/0011).
     noise = keyed_normal(
         Stream.NOISE, seed, (keys // 2)[:, None], torch.arange(head.config.latent_size, device=keys.device)
     )

@@ -102,7 +102,8 @@ class GaussianValidation:
         is_perturbed = torch.ones(len(rows), dtype=torch.bool, device=head.device)
         left_out = head.left_out(centre := centre + head.shift(vectors, is_perturbed, whole))
         centre = head.basis.to_latent(centre)
-        keys = number * NUM_CELLS + torch.arange(len(rows), device=head.device)
+        # Even ones: no two cells have opposite noise, which would be further apart than two cells are.
+        keys = 2 * (number * NUM_CELLS + torch.arange(len(rows), device=head.device))
         drawn = draw_latents(head, vectors, is_perturbed, pooled, cells, centre, options=options, seed=SEED, keys=keys)
         energy = energy_unbiased(drawn[None], real[None]).item()
         predicted = head.to_genes(drawn, left_out).double().mean(dim=0).cpu().numpy()
