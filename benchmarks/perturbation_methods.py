@@ -65,7 +65,7 @@ def gaussian(fold: Fold, shards: Path, run: Path, seed: int, more: list[str]) ->
     flags += [] if fold.context is None else ["--gaussian.context-columns", fold.context]
     flags += [] if fold.batch is None else ["--gaussian.batch-column", fold.batch]
     training_cells = int((fold.cells.obs["split"] == "train").sum())
-    flags += ["--gaussian.pca-size", str(min(50, training_cells // 25))]
+    flags += [] if "--gaussian.pca-size" in more else ["--gaussian.pca-size", str(min(50, training_cells // 25))]
     return train(parse(TrainConfig, [*flags, *more]))
 
 
@@ -81,7 +81,7 @@ def masked(fold: Fold, shards: Path, run: Path, seed: int, more: list[str]) -> C
 
 def _common(fold: Fold, shards: Path, run: Path, seed: int) -> list[str]:
     flags = ["--data.dir", str(shards), "--output-dir", str(run), "--seed", str(seed)]
-    flags += ["--train.validate-every", "1000000", "--train.save-every", "1000000"]
+    flags += ["--train.validate-every", "1000000", "--train.save-every", "1000000", "--train.keep-last", "1"]
     features = [] if fold.features is None else [f"{COLUMN}={shards.parent / 'features.parquet'}"]
     return [*flags, "--data.condition-features", *features]
 

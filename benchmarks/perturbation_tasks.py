@@ -113,12 +113,12 @@ def kang() -> Iterator[Fold]:
         yield Fold(f"kang {cell_type}", task, None, context="cell_type")
 
 
-def simulated() -> Iterator[Fold]:
+def simulated(num_cells: int = 30_000, num_genes: int = 1000) -> Iterator[Fold]:
     """Adamson's 86 perturbations, 22 of them held out as by GEARS, with effects that the gene embeddings tell."""
     embeddings = None
     if (path := shared_file("genept/genept_ada002_adamson86.csv.gz")) is not None:
         embeddings = read_features(path)
-    simulation = PerturbationSimulation(num_cells=30_000, num_genes=1000, unexplained=0.1, effect_size=0.7)
+    simulation = PerturbationSimulation(num_cells=num_cells, num_genes=num_genes, unexplained=0.1, effect_size=0.7)
     embeddings = random_embeddings(simulation) if embeddings is None else embeddings
     cells, oracle = simulate_perturbations(simulation, embeddings, oracle_cells=500)
     task = perturbation_task(

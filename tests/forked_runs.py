@@ -104,7 +104,8 @@ def _serve() -> None:
 
 def _become(rank: int, output: str, request: dict) -> None:
     from mdsc.cli import main
-    from mdsc.training import auto_batch, command
+    from mdsc.training import auto_batch, masked_run
+    from mdsc.training.masked_task import MaskedTask
     from mdsc.training.trainer import Trainer
 
     os.environ |= request["environment"]
@@ -113,7 +114,7 @@ def _become(rank: int, output: str, request: dict) -> None:
     file = os.open(output, os.O_CREAT | os.O_WRONLY)
     for standard in (1, 2):
         os.dup2(file, standard)
-    step, losses = Trainer.step, Trainer._losses
+    step, losses = Trainer.step, MaskedTask.losses
 
     def slow_step(self, *arguments):
         time.sleep(float(os.environ.get("SLOW", "0")))
@@ -134,11 +135,11 @@ def _become(rank: int, output: str, request: dict) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         validate(self, done)
 
-    Trainer.step, Trainer._losses, Trainer._validate = slow_step, spoiled, stopped
+    Trainer.step, MaskedTask.losses, Trainer._validate = slow_step, spoiled, stopped
     if room := os.environ.get("ROOM"):
         auto_batch.available_bytes = lambda *_: int(room.split()[rank])
     if number := os.environ.get("STATISTICS_CELLS"):
-        command.shard_statistics = partial(command.shard_statistics, max_cells=int(number))
+        masked_run.shard_statistics = partial(masked_run.shard_statistics, max_cells=int(number))
     if rank == 1 and (folder := os.environ.get("OTHER_FOLDER")):
         request["arguments"] += ["--data.dir", folder]
     code = main(["train", *request["arguments"]])

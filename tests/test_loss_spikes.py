@@ -16,9 +16,9 @@ from tiny_run import flags, tiny_config, tiny_shards
 from mdsc.cli import main
 from mdsc.config.schema import OptimConfig, TrackingConfig
 from mdsc.training.loss_spikes import FEWEST, WINDOW, WORST, SpikeWindow
+from mdsc.training.masked_task import MaskedTask
 from mdsc.training.state_files import saved_steps, state_folder
 from mdsc.training.tracking import read_metrics
-from mdsc.training.trainer import Trainer
 
 DEFAULT = TrackingConfig().spike_threshold
 NOISE = np.random.default_rng(0).normal(size=6000)
@@ -154,7 +154,7 @@ def arguments(folder: Path, run: Path, *options: str) -> list[str]:
 
 def spoil(monkeypatch, step_of_spike: int, cell: int) -> None:
     """One cell of one step has a loss that is far too large."""
-    losses = Trainer._losses
+    losses = MaskedTask.losses
 
     def spoiled(self, model, step, cells):
         found = losses(self, model, step, cells)
@@ -162,7 +162,7 @@ def spoil(monkeypatch, step_of_spike: int, cell: int) -> None:
             found["loss"] = found["loss"] * (1 + 999.0 * (cells.cell_index == cell))
         return found
 
-    monkeypatch.setattr(Trainer, "_losses", spoiled)
+    monkeypatch.setattr(MaskedTask, "losses", spoiled)
 
 
 def events(run: Path) -> list[dict]:

@@ -136,7 +136,7 @@ def test_a_cell_type_left_out_with_columns_of_other_names(here):
         (["--predicted", "ridge=pred.h5ad"], "--predicted: two methods are called 'ridge'"),
         (["--control-label", "contrl"], "--control-label"),
         (["--report", "report.pdf"], "report.pdf"),
-        (["--gmt", "none.gmt"], "--gmt: there is no file"),
+        (["--gmt", "none.gmt"], "there is no file none.gmt"),
         (["--gene-embeddings", "none.parquet"], "there is no file none.parquet"),
         (["--predicted-layer", "nothing"], "--predicted-layer: pred.h5ad has no layer 'nothing'"),
         (["--num-bootstrap", "0"], "--num-bootstrap is 0"),

@@ -164,6 +164,9 @@ def help_text() -> str:
             "embedding.py",
             "gaussian_samplers.py",
             "perturbation.py",
+            "perturbation_faults.py",
+            "adamson.py",
+            "all_genes.py",
         )
     ]
     return text.getvalue() + "".join(benchmarks)

@@ -15,7 +15,7 @@ from tiny_run import flags, tiny_config, tiny_shards
 from mdsc.checkpoint import load_checkpoint
 from mdsc.cli import main
 from mdsc.errors import UserError
-from mdsc.training import run_saver, stop_signals, trainer
+from mdsc.training import masked_task, run_saver, stop_signals
 from mdsc.training.run_lock import RunLock
 from mdsc.training.state_files import saved_steps
 from mdsc.training.stop_signals import StopSignals
@@ -56,10 +56,10 @@ def signalling(act, number: int, *, at_call: int):
 @pytest.mark.parametrize(
     ("number", "place", "name", "at_call", "steps"),
     [
-        pytest.param(signal.SIGINT, trainer.Trainer, "_losses", 6, [4, 5], id="in-a-step"),
-        pytest.param(signal.SIGTERM, trainer, "validate", 1, [0], id="first-validation"),
-        pytest.param(signal.SIGTERM, trainer, "validate", 2, [3], id="validation"),
-        pytest.param(signal.SIGTERM, trainer, "validate", 4, [4, 8], id="last-validation"),
+        pytest.param(signal.SIGINT, masked_task.MaskedTask, "losses", 6, [4, 5], id="in-a-step"),
+        pytest.param(signal.SIGTERM, masked_task, "validate", 1, [0], id="first-validation"),
+        pytest.param(signal.SIGTERM, masked_task, "validate", 2, [3], id="validation"),
+        pytest.param(signal.SIGTERM, masked_task, "validate", 4, [4, 8], id="last-validation"),
         pytest.param(signal.SIGINT, run_saver, "save_file", 1, None, id="saving-interrupted"),
         pytest.param(signal.SIGTERM, run_saver, "save_file", 1, None, id="saving"),
     ],

@@ -24,7 +24,7 @@ from mdsc.data.mixed_plan import MixedOrder
 from mdsc.data.quarantine import FILE_NAME
 from mdsc.data.tokenizers import make_tokenizer
 from mdsc.data.validation_split import some_validation_rows
-from mdsc.training import command
+from mdsc.training import masked_run
 from mdsc.training.state_files import state_folder
 from mdsc.training.tracking import read_metrics
 
@@ -34,9 +34,9 @@ DRIVER = """
 import os, sys
 from functools import partial
 from mdsc.cli import exit_with
-from mdsc.training import command
+from mdsc.training import command, masked_run
 if __name__ == "__main__":
-    command.shard_statistics = partial(command.shard_statistics, max_cells=20)
+    masked_run.shard_statistics = partial(masked_run.shard_statistics, max_cells=20)
     if os.environ.get("RANK") == "1" and "OTHER_FOLDER" in os.environ:
         sys.argv += ["--data.dir", os.environ["OTHER_FOLDER"]]
     exit_with(lambda: command.main(sys.argv[1:]))
@@ -96,7 +96,7 @@ def losses(run: Path) -> list[float]:
 @pytest.fixture
 def few_statistics(monkeypatch):
     """As in DRIVER."""
-    monkeypatch.setattr(command, "shard_statistics", partial(command.shard_statistics, max_cells=20))
+    monkeypatch.setattr(masked_run, "shard_statistics", partial(masked_run.shard_statistics, max_cells=20))
 
 
 @pytest.mark.parametrize("prefetch", ["0", "2"])

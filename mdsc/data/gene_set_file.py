@@ -9,6 +9,8 @@ from mdsc.errors import UserError
 
 def read_gmt(path: Path) -> dict[str, frozenset[str]]:
     """Gene sets by name: one a line, its name, a description, and genes, between tabs (Broad Institute's GMT)."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}.")
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     try:
         with opened(path, "rt", encoding="utf-8") as file:
